@@ -1,0 +1,59 @@
+"""The contract of an attention kernel: queries, keys and values in, one value per query out.
+
+Shapes: b batch, h heads, n query tokens, m key tokens, d key width per head, e value width per head.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vix.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """The place that a kernel fills.
+
+    Args:
+        heads: Number of heads.
+        head_dim: Width of a query and of a key, per head.
+        queries: The tokens that ask.
+        keys: The tokens that answer; others than `queries` where a body strides its keys or shrinks its queries.
+    """
+
+    heads: int
+    head_dim: int
+    queries: Tokens
+    keys: Tokens
+
+
+class Attention(nn.Module, ABC):
+    """A kernel (b h n d), (b h m d), (b h m e) -> (b h n e); it owns no projection and knows no body.
+
+    A kernel scales its own logits. It must give the same output for an image whatever else is in the batch.
+
+    Args:
+        spec: The place to fill.
+    """
+
+    accepts_bias: ClassVar[bool] = False
+    """Whether `forward` takes a fourth tensor (h n m), added to the logits."""
+    accepts_one_kv_head: ClassVar[bool] = False
+    """Whether keys and values may come with a single head that serves all queries; else the caller repeats it."""
+    options_for_other_keys: ClassVar[dict[str, object]] = {}
+    """The options that a named system sets where its queries and keys are different tokens."""
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Maps queries (b h n d), keys (b h m d) and values (b h m e) to (b h n e)."""
+
+
+AttentionFactory = Callable[[AttentionSpec], Attention]
+"""A kernel's class, or anything else that makes one for a place: `Performer`, `partial(Performer, features=128)`."""

@@ -1,0 +1,62 @@
+"""Linformer: softmax attention over a learned, shorter list of keys.
+
+Source: Wang et al., "Linformer: Self-Attention with Linear Complexity", 2020, arXiv:2006.04768, equation 7.
+Cost per head: O((n + m) r (d + e)) time and O(n + r (d + e)) memory; r is the paper's k (k means keys here).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vix.attention.base import Attention, AttentionSpec
+
+
+class Linformer(Attention):
+    """Shortens m keys and values to r by a learned m x r matrix, then takes softmax attention over these.
+
+    The matrix belongs to a length, so this kernel takes no other number of keys than it was built for.
+
+    Args:
+        spec: The place to fill; the matrix has `spec.keys.count` rows.
+        rank: Number of keys that are left, the paper's k.
+        share_projection: Whether values are shortened by the keys' matrix (the paper's key-value sharing) or by their
+            own.
+        dropout: Probability of dropping a weight.
+
+    Raises:
+        ValueError: If the rank is not positive.
+    """
+
+    accepts_one_kv_head = True
+
+    def __init__(
+        self, spec: AttentionSpec, *, rank: int = 64, share_projection: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__(spec)
+        if rank < 1:
+            raise ValueError(f"rank must be positive, got {rank}")
+        self.dropout = dropout
+        self.project_keys = nn.Parameter(torch.empty(spec.keys.count, rank))
+        self.project_values = None if share_projection else nn.Parameter(torch.empty(spec.keys.count, rank))
+        for matrix in self.parameters():
+            nn.init.uniform_(matrix, -(rank**-0.5), rank**-0.5)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Maps (b h n d), (b h m d), (b h m e) to (b h n e); keys and values may have one head.
+
+        Raises:
+            ValueError: If the number of keys is not the one that it was built for.
+        """
+        if k.shape[-2] != self.spec.keys.count:
+            raise ValueError(
+                f"Linformer was built for {self.spec.keys}, got {k.shape[-2]}: its projection has no other length"
+            )
+        short_k = self.project_keys.mT @ k
+        if self.project_values is None and v is k:
+            short_v = short_k
+        else:
+            short_v = (self.project_keys if self.project_values is None else self.project_values).mT @ v
+        if k.shape[1] != q.shape[1]:
+            short_k, short_v = (short.expand(-1, q.shape[1], -1, -1) for short in (short_k, short_v))
+        dropout = self.dropout if self.training else 0.0
+        return functional.scaled_dot_product_attention(q, short_k, short_v, dropout_p=dropout)

@@ -1,0 +1,41 @@
+"""Softmax attention, exact and quadratic: the baseline of every comparison.
+
+Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, equation 1.
+Cost per head: O(n m (d + e)) time; memory O(n + m) fused, O(n m) with explicit matrices.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+from vix.attention.base import Attention, AttentionSpec
+
+
+class SoftmaxAttention(Attention):
+    """Takes for each query the mean of all values, weighted by softmax(q k^T / sqrt(d)).
+
+    Args:
+        spec: The place to fill.
+        fused: Whether torch's fused kernel computes it; off, the n x m matrices are written out, as most older code
+            does.
+        dropout: Probability of dropping a weight.
+    """
+
+    accepts_bias = True
+
+    def __init__(self, spec: AttentionSpec, *, fused: bool = True, dropout: float = 0.0) -> None:
+        super().__init__(spec)
+        self.fused = fused
+        self.dropout = dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Maps queries, keys and values to (b h n e); `bias` (h n m) is added to the logits."""
+        dropout = self.dropout if self.training else 0.0
+        if bias is not None:
+            bias = bias.to(q.dtype)
+        if self.fused:
+            return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if bias is not None:
+            scores = scores + bias
+        weights = functional.dropout(scores.softmax(dim=-1), dropout)
+        return weights.to(v.dtype) @ v

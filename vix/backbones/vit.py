@@ -1,0 +1,157 @@
+"""The ViT body: embedding, class token, positions, blocks of mixer and feed-forward, pooling, head.
+
+Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv:2010.11929, equations 1 to 4.
+Shapes: b batch, n tokens, c width, y x the grid of tokens.
+"""
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vix.backbones.base import Backbone
+from vix.embeddings import EMBEDDINGS, Embedding, default_patch, grid_of
+from vix.layers import DropPath, FeedForward
+from vix.mixers import Mixer, MixerFactory
+from vix.positions import LearnedPosition
+from vix.tokens import Tokens, pair
+
+Pool = Literal["cls", "mean"]
+
+
+class Block(nn.Module):
+    """One layer: x + mixer(norm(x)), then x + feed-forward(norm(x)).
+
+    Args:
+        dim: Width of a token.
+        mixer: Lets the tokens see each other.
+        mlp_dim: Hidden width of the feed-forward network.
+        dropout: Probability of dropping a value in the feed-forward network.
+        drop_path: Probability that an image skips a branch.
+    """
+
+    def __init__(self, dim: int, mixer: Mixer, mlp_dim: int, *, dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(dim)
+        self.mixer = mixer
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = FeedForward(dim, mlp_dim, dropout=dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Maps (b n c) to (b n c)."""
+        x = x + self.drop_path(self.mixer(self.mixer_norm(x), tokens))
+        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+
+
+class VisionTransformer(Backbone):
+    """The body of the plain and hybrid families, around any mixer.
+
+    Args:
+        mixer: Makes the mixer of a block from (dim, tokens).
+        image_size: Side of the images in pixels, or (height, width).
+        patch_size: Side of a token in pixels, or (height, width); left out, the smallest that divides the image into at
+            most 1,024 tokens.
+        num_classes: Number of classes.
+        dim: Width of a token.
+        depth: Number of blocks.
+        mlp_dim: Hidden width of the feed-forward networks.
+        pool: What the classifier sees: the class token, or the mean of all tokens.
+        class_token: Whether there is a class token; left out, only where it is pooled. The published `mean` has one and
+            averages over it too.
+        channels: Channels of the images.
+        dropout: Probability of dropping a value in the feed-forward networks.
+        emb_dropout: Probability of dropping a value of the embedded tokens.
+        drop_path: Probability that an image skips a branch of the last block; it grows from 0 at the first.
+        position: `learned` adds a table to the tokens, `none` adds nothing.
+        embedding: `linear` for patches, `convolutional` for a stem.
+        norm: Whether the last normalisation is of the pooled vector, as published, or of the tokens (as in MLP-Mixer);
+            the same for a class token.
+
+    Raises:
+        ValueError: If an argument is out of range or the patch does not divide the image.
+    """
+
+    undecayed = ("class_token",)
+
+    def __init__(
+        self,
+        *,
+        mixer: MixerFactory,
+        image_size: int | tuple[int, int] = 32,
+        patch_size: int | tuple[int, int] | None = None,
+        num_classes: int = 10,
+        dim: int = 128,
+        depth: int = 4,
+        mlp_dim: int = 256,
+        pool: Pool = "cls",
+        class_token: bool | None = None,
+        channels: int = 3,
+        dropout: float = 0.0,
+        emb_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        position: Literal["learned", "none"] = "learned",
+        embedding: Embedding = "linear",
+        norm: Literal["pooled", "tokens"] = "pooled",
+    ) -> None:
+        super().__init__(image_size=image_size, num_classes=num_classes, channels=channels)
+        self._check(dim=dim, depth=depth, mlp_dim=mlp_dim)
+        for name, value, allowed in (
+            ("pool", pool, ("cls", "mean")),
+            ("position", position, ("learned", "none")),
+            ("embedding", embedding, tuple(EMBEDDINGS)),
+            ("norm", norm, ("pooled", "tokens")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if class_token is None:
+            class_token = pool == "cls"
+        elif pool == "cls" and not class_token:
+            raise ValueError("pool='cls' needs a class token: leave class_token out or take pool='mean'")
+        patch = default_patch(self.image_size) if patch_size is None else pair(patch_size, "patch_size")
+        self.tokens = Tokens(grid_of(self.image_size, patch), prefix=int(class_token))
+        self.pool, self.num_features = pool, dim
+        self.embedding = EMBEDDINGS[embedding](channels, dim, patch)
+        self.class_token = nn.Parameter(torch.randn(1, 1, dim)) if class_token else None
+        self.position = LearnedPosition(self.tokens, dim) if position == "learned" else None
+        self.dropout = nn.Dropout(emb_dropout)
+        rates = [drop_path * index / max(1, depth - 1) for index in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(dim, mixer(dim, self.tokens), mlp_dim, dropout=dropout, drop_path=rate) for rate in rates
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.norm_tokens = norm == "tokens"
+        self.head = nn.Linear(dim, num_classes)
+
+    @staticmethod
+    def _check(**sizes: int) -> None:
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Maps images (b, channels, height, width) to the tokens (b n c) after the last block."""
+        x = self.embedding(images)
+        tokens = Tokens((x.shape[1], x.shape[2]), self.tokens.prefix)
+        x = rearrange(x, "b y x c -> b (y x) c")
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
+        if self.position is not None:
+            x = self.position(x, tokens)
+        x = self.dropout(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, tokens, use_reentrant=False)
+            else:
+                x = block(x, tokens)
+        return x
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Maps the tokens (b n c) after the last block to logits (b, num_classes)."""
+        if self.norm_tokens:
+            features = self.norm(features)
+        pooled = features[:, 0] if self.pool == "cls" else features.mean(dim=1)
+        logits: Tensor = self.head(pooled if self.norm_tokens else self.norm(pooled))
+        return logits

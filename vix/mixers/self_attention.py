@@ -1,0 +1,71 @@
+"""Self-attention: projections, optional rotation, any kernel, output.
+
+Shapes: b batch, h heads, n tokens, c width, d width of a head.
+"""
+
+from typing import Literal
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from vix.attention import AttentionFactory, AttentionSpec, SoftmaxAttention
+from vix.mixers.base import Mixer
+from vix.positions import RotaryPosition
+from vix.tokens import Tokens
+
+
+class SelfAttention(Mixer):
+    """Gives a kernel the queries, keys and values that it asks for, and maps its output back to the width of a token.
+
+    Args:
+        dim: Width of a token.
+        tokens: The tokens that it is built for.
+        heads: Number of heads.
+        dim_head: Width of a head; `heads * dim_head` need not be `dim`.
+        attention: Makes the kernel.
+        rotary: Rotation of queries and keys: `rope` along the sequence, `rope_axial` along both axes, None for none.
+        qkv_bias: Whether the projections of queries, keys and values have a bias.
+        one_kv_head: Whether a single head of keys and values serves all queries.
+        share_kv: Whether values are the keys (before rotation), from one projection.
+        dropout: Probability of dropping a value of the output.
+
+    Raises:
+        ValueError: If a size is not positive or does not suit the rotation.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        tokens: Tokens,
+        *,
+        heads: int = 4,
+        dim_head: int = 32,
+        attention: AttentionFactory = SoftmaxAttention,
+        rotary: Literal["rope", "rope_axial"] | None = None,
+        qkv_bias: bool = False,
+        one_kv_head: bool = False,
+        share_kv: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or dim_head < 1:
+            raise ValueError(f"heads and dim_head must be positive, got {heads} and {dim_head}")
+        self.dim_head = dim_head
+        kv_heads = 1 if one_kv_head else heads
+        self.split = [heads, kv_heads] if share_kv else [heads, kv_heads, kv_heads]
+        self.project = nn.Linear(dim, sum(self.split) * dim_head, bias=qkv_bias)
+        self.rotary = RotaryPosition(tokens, dim_head, axial=rotary == "rope_axial") if rotary else None
+        self.attention = attention(AttentionSpec(heads, dim_head, tokens, tokens))
+        self.output = nn.Linear(heads * dim_head, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Maps (b n c) to (b n c)."""
+        q, k, *own_v = rearrange(self.project(x), "b n (h d) -> b h n d", d=self.dim_head).split(self.split, dim=1)
+        v = own_v[0] if own_v else k
+        if self.rotary is not None:
+            q, k = self.rotary(q, tokens), self.rotary(k, tokens)
+        if k.shape[1] != q.shape[1] and not self.attention.accepts_one_kv_head:
+            k, v = k.expand_as(q), v.expand_as(q)
+        out = self.attention(q, k, v)
+        return self.dropout(self.output(rearrange(out, "b h n d -> b n (h d)")))

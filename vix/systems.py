@@ -1,0 +1,219 @@
+"""The named systems: a body, an embedding, a mixer, and nothing else.
+
+X in ViX is the first letter of the attention: T softmax transformer, L Linformer, P Performer, N Nyströmformer.
+`Hybrid` means a convolutional instead of a linear embedding. Every system takes the arguments of its body;
+`position="rope"` is its RoPE version.
+
+Source: Jeevan and Sethi, "Vision Xformers: Efficient Attention for Image Classification", 2021, arXiv:2107.02239, and
+"Resource-efficient Hybrid X-formers for Vision", WACV 2022.
+"""
+
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from vix.attention import AttentionFactory, Linformer, NystromAttention, Performer, SoftmaxAttention
+from vix.backbones import VisionTransformer
+from vix.mixers import FourierMixing, MLPMixing, SelfAttention
+from vix.positions import Position
+
+
+class ViT(VisionTransformer):
+    """Vision Transformer: the ViT body with self-attention, softmax unless `attention` says otherwise.
+
+    Args:
+        attention: Makes the kernel: a class of `vix.attention`, a partial of one, or your own.
+        heads: Number of heads.
+        dim_head: Width of a head; `heads * dim_head` need not be `dim`.
+        position: `learned` adds a table to the tokens; `rope` turns queries and keys along the sequence and
+            `rope_axial` along both axes; `none` tells nothing.
+        qkv_bias: Whether the projections of queries, keys and values have a bias.
+        one_kv_head: Whether a single head of keys and values serves all queries.
+        share_kv: Whether values are the keys, from one projection.
+        dropout: Probability of dropping a value of the attention's output and in the feed-forward networks.
+        vit: The arguments of `vix.backbones.VisionTransformer`.
+    """
+
+    settles = ("mixer",)
+
+    def __init__(
+        self,
+        *,
+        attention: AttentionFactory = SoftmaxAttention,
+        heads: int = 4,
+        dim_head: int = 32,
+        position: Position = "learned",
+        qkv_bias: bool = False,
+        one_kv_head: bool = False,
+        share_kv: bool = False,
+        dropout: float = 0.0,
+        **vit: Any,
+    ) -> None:
+        if position not in ("learned", "rope", "rope_axial", "none"):
+            raise ValueError(f"position must be one of learned, rope, rope_axial, none, got {position!r}")
+        rotary = position if position == "rope" or position == "rope_axial" else None
+        mixer = partial(
+            SelfAttention,
+            heads=heads,
+            dim_head=dim_head,
+            attention=attention,
+            rotary=rotary,
+            qkv_bias=qkv_bias,
+            one_kv_head=one_kv_head,
+            share_kv=share_kv,
+            dropout=dropout,
+        )
+        added: Literal["learned", "none"] = "learned" if position == "learned" else "none"
+        super().__init__(mixer=mixer, position=added, dropout=dropout, **vit)
+
+
+class ViL(ViT):
+    """Vision Linformer: ViT with Linformer's attention over `rank` learned keys.
+
+    Args:
+        rank: Number of keys that are left, Linformer's k.
+        vit: The arguments of `ViT`; as published has `share_kv=True`, and without RoPE or hybrid `one_kv_head=True`.
+    """
+
+    settles = ("attention",)
+
+    def __init__(self, *, rank: int = 64, **vit: Any) -> None:
+        super().__init__(attention=partial(Linformer, rank=rank), **vit)
+
+
+class ViP(ViT):
+    """Vision Performer: ViT with Performer's attention through random features.
+
+    Args:
+        features: Number of random features; left out, int(d ln d) for heads of width d.
+        as_published: Whether to use the published stabiliser, with which predictions depend on batch mates.
+        vit: The arguments of `ViT`; as published has `qkv_bias=True`.
+    """
+
+    settles = ("attention",)
+
+    def __init__(self, *, features: int | None = None, as_published: bool = False, **vit: Any) -> None:
+        super().__init__(attention=partial(Performer, features=features, as_published=as_published), **vit)
+
+
+class ViN(ViT):
+    """Vision Nyströmformer: ViT with Nyström attention through landmarks.
+
+    Args:
+        num_landmarks: Number of landmarks, clamped to the number of tokens.
+        as_published: Whether to use the published start of the pseudo-inverse, with which predictions depend on batch
+            mates, and its zeros in front.
+        vit: The arguments of `ViT`.
+    """
+
+    settles = ("attention",)
+
+    def __init__(self, *, num_landmarks: int = 64, as_published: bool = False, **vit: Any) -> None:
+        super().__init__(
+            attention=partial(NystromAttention, num_landmarks=num_landmarks, as_published=as_published), **vit
+        )
+
+
+class FNet(VisionTransformer):
+    """The ViT body with Fourier mixing: no parameters between tokens, so no heads and no rotation.
+
+    Args:
+        vit: The arguments of `vix.backbones.VisionTransformer`.
+    """
+
+    settles = ("mixer",)
+
+    def __init__(self, **vit: Any) -> None:
+        super().__init__(mixer=FourierMixing, **vit)
+
+
+class MLPMixer(VisionTransformer):
+    """The ViT body with MLP mixing; like its paper without class token and positions, normalised before the mean.
+
+    Source: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", NeurIPS 2021, arXiv:2105.01601.
+
+    Args:
+        token_dim: Hidden width of the mixing along tokens, the paper's D_S; None takes the number of tokens, as
+            published.
+        pool: `mean`, or `cls` with a class token.
+        position: `none`, or `learned`.
+        dropout: Probability of dropping a value in both networks.
+        vit: The arguments of `vix.backbones.VisionTransformer`.
+    """
+
+    settles: ClassVar[tuple[str, ...]] = ("mixer", "norm")
+
+    def __init__(
+        self,
+        *,
+        token_dim: int | None = 256,
+        pool: Literal["cls", "mean"] = "mean",
+        position: Literal["learned", "none"] = "none",
+        dropout: float = 0.0,
+        **vit: Any,
+    ) -> None:
+        mixer = partial(MLPMixing, hidden=token_dim, dropout=dropout)
+        super().__init__(mixer=mixer, pool=pool, position=position, dropout=dropout, norm="tokens", **vit)
+
+
+class HybridViT(ViT):
+    """ViT with a convolutional embedding."""
+
+    settles = ("embedding",)
+
+    def __init__(self, **vit: Any) -> None:
+        super().__init__(embedding="convolutional", **vit)
+
+
+class HybridViL(ViL):
+    """ViL with a convolutional embedding."""
+
+    settles = ("embedding",)
+
+    def __init__(self, **vil: Any) -> None:
+        super().__init__(embedding="convolutional", **vil)
+
+
+class HybridViP(ViP):
+    """ViP with a convolutional embedding."""
+
+    settles = ("embedding",)
+
+    def __init__(self, **vip: Any) -> None:
+        super().__init__(embedding="convolutional", **vip)
+
+
+class HybridViN(ViN):
+    """ViN with a convolutional embedding."""
+
+    settles = ("embedding",)
+
+    def __init__(self, **vin: Any) -> None:
+        super().__init__(embedding="convolutional", **vin)
+
+
+class HybridFNet(FNet):
+    """FNet with a convolutional embedding."""
+
+    settles = ("embedding",)
+
+    def __init__(self, **fnet: Any) -> None:
+        super().__init__(embedding="convolutional", **fnet)
+
+
+class HybridMLPMixer(MLPMixer):
+    """MLP-Mixer with a convolutional embedding."""
+
+    settles = ("embedding",)
+
+    def __init__(self, **mixer: Any) -> None:
+        super().__init__(embedding="convolutional", **mixer)
+
+
+SYSTEMS: dict[str, type[VisionTransformer]] = {
+    system.__name__: system
+    for system in (
+        *(ViT, ViL, ViP, ViN, FNet, MLPMixer),
+        *(HybridViT, HybridViL, HybridViP, HybridViN, HybridFNet, HybridMLPMixer),
+    )
+}
+"""Every named system; tests, tables and benchmarks walk this."""
