@@ -1,0 +1,135 @@
+"""Decoded images on disk: written once, mapped into memory by every process that reads them."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from datamodules.errors import DataError
+from datamodules.samples import Samples
+
+# of the format: a change to what is written or to how images are decoded gives every cache a new name
+VERSION = 1
+CHUNK = 256
+
+
+def fingerprint(files: Iterable[tuple[str, os.stat_result]], **facts: Any) -> str:
+    """A hash of the names, sizes and times of files, and of what else the decoded images depend on."""
+    lines = [f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}" for name, stat in sorted(files)]
+    text = json.dumps([VERSION, facts, lines], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class MappedSamples(Samples):
+    """Images that lie decoded in a folder which `memory_map` wrote."""
+
+    def __init__(self, folder: Path, source: Samples) -> None:
+        self.folder = folder
+        self.fingerprint = source.fingerprint
+        self.shape = source.shape
+
+    # three arrays: opened where they are first used, so that a worker process opens its own
+
+    @cached_property
+    def images(self) -> Tensor:
+        # copy-on-write: torch warns of arrays that cannot be written; nothing of ours writes to it
+        return torch.from_numpy(np.load(self.folder / "images.npy", mmap_mode="c"))
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        return torch.from_numpy(np.load(self.folder / "labels.npy"))
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        return torch.from_numpy(np.load(self.folder / "positions.npy"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "fingerprint": self.fingerprint, "shape": self.shape}
+
+    @property
+    def labels(self) -> Tensor:
+        return self._labels
+
+    @property
+    def positions(self) -> Tensor:
+        return self._positions
+
+    def fetch(self, rows: Tensor) -> Tensor:
+        return self.images[rows]
+
+
+def memory_map(source: Samples, cache: Path, name: str) -> Samples:
+    """`source` decoded into `<cache>/<name>-<fingerprint>/`, or that folder as it is where it is there already.
+
+    The folder appears whole, by one rename; older ones of this name go.
+    """
+    folder = cache / f"{name}-{source.fingerprint[:16]}"
+    if not folder.is_dir():
+        _write(source, cache, folder)
+        for other in cache.glob(f"{name}-{'[0-9a-f]' * 16}"):
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+    return MappedSamples(folder, source)
+
+
+def _write(source: Samples, cache: Path, folder: Path) -> None:
+    rank_zero_info(f"decoding {len(source):,} images into {folder} (once)")
+    needed = len(source) * math.prod(source.shape)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # a full disk under a memory map would kill the process, not raise
+        if (free := shutil.disk_usage(cache).free) < needed:
+            raise DataError(
+                f"{cache} has {free >> 20:,} MiB free, the decoded images need {needed >> 20:,} MiB\n"
+                "Choose another folder (cache) or read the images as they are asked for (in_memory: false)."
+            )
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
+    except OSError as error:
+        raise _unwritable(cache, error) from None
+    try:
+        np.save(partial / "labels.npy", source.labels.numpy())
+        np.save(partial / "positions.npy", source.positions.numpy())
+        (partial / "fingerprint.json").write_text(json.dumps({"fingerprint": source.fingerprint, "version": VERSION}))
+        images = np.lib.format.open_memmap(
+            partial / "images.npy", mode="w+", dtype=np.uint8, shape=(len(source), *source.shape)
+        )
+
+        def decode(rows: Tensor) -> None:
+            images[rows[0] : rows[-1] + 1] = source.fetch(rows).numpy()
+
+        # Pillow decodes outside the interpreter's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(decode, torch.arange(len(source)).split(CHUNK)):
+                pass
+        images.flush()
+        partial.chmod(0o755)
+        _rename(partial, folder)
+    except OSError as error:
+        raise _unwritable(cache, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unwritable(cache: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write decoded images into {cache}: {error.strerror}\nChoose another folder: cache.")
+
+
+def _rename(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        # another process was first: its images are the same
+        if not folder.is_dir():
+            raise

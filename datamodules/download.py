@@ -1,0 +1,157 @@
+"""Archives from the network: checked before they get their name, and read without being unpacked."""
+
+import hashlib
+import http.client
+import os
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from pytorch_lightning.utilities import rank_zero_info
+
+from datamodules.errors import DataError
+
+TIMEOUT_SECONDS = 30
+CHUNK_BYTES = 1 << 20
+
+
+def new_hash(checksum: str) -> "hashlib._Hash":
+    """The hash whose hexadecimal digests are as long as `checksum`: md5 or sha256.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    lengths = {32: "md5", 64: "sha256"}
+    if len(checksum) not in lengths or set(checksum) - set("0123456789abcdef"):
+        raise ValueError(f"checksum must be 32 (md5) or 64 (sha256) lower-case hexadecimal digits, got {checksum!r}")
+    return hashlib.new(lengths[len(checksum)], usedforsecurity=False)
+
+
+def verify(path: Path, checksum: str) -> None:
+    """Compares a file's checksum.
+
+    Raises:
+        DataError: If it differs, or the file cannot be read.
+    """
+    digest = new_hash(checksum)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    if digest.hexdigest() != checksum:
+        raise DataError(
+            f"{path} is damaged or another file: its checksum is {digest.hexdigest()}, expected {checksum}\n"
+            "Delete it, then download it again or put the right file in its place."
+        )
+
+
+def download(address: str, target: Path, checksum: str, max_bytes: int) -> None:
+    """Downloads one file; `target` appears only when it is whole and right.
+
+    Args:
+        address: Where it is, http or https.
+        target: Where it goes.
+        checksum: Its md5 or sha256, hexadecimal.
+        max_bytes: Largest size to accept.
+
+    Raises:
+        DataError: If it cannot be had, is cut off, too large, or not the one expected.
+    """
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise ValueError(f"an address must begin with http:// or https://, got {address!r}")
+    digest = new_hash(checksum)
+    rank_zero_info(f"downloading {address} to {target}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
+    except OSError as error:
+        raise DataError(f"cannot write into {target.parent}: {error.strerror}") from None
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
+            length = int(response.headers.get("Content-Length") or 0)
+            size = 0
+            while chunk := response.read(CHUNK_BYTES):
+                size += len(chunk)
+                if max(size, length) > max_bytes:
+                    raise DataError(f"{address} is larger than the {max_bytes:,} bytes that are accepted")
+                digest.update(chunk)
+                file.write(chunk)
+        if size < length:
+            raise DataError(f"{address} broke off after {size:,} of {length:,} bytes")
+        if digest.hexdigest() != checksum:
+            raise DataError(f"{address} is another file: its checksum is {digest.hexdigest()}, expected {checksum}")
+        partial.chmod(0o644)
+        partial.replace(target)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"cannot download {address}: {reason}") from None
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def safe_name(name: str, archive: Path) -> PurePosixPath:
+    """The path of an archive's member.
+
+    Raises:
+        DataError: If it leads out of the folder the archive stands for.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+        raise DataError(f"{archive} is not to be trusted: it holds {name!r}, which leads out of its folder")
+    return path
+
+
+def read_tar(archive: Path, wanted: set[str], max_bytes: int) -> dict[str, bytes]:
+    """Some members of a tar archive, by their last name; the whole archive is looked through first.
+
+    Raises:
+        DataError: If a member is a link or leads out of its folder, is missing, too large, or damaged.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = safe_name(member.name, archive).name
+                if not (member.isfile() or member.isdir()):
+                    raise DataError(f"{archive} is not to be trusted: it holds {member.name!r}, a link or device")
+                if member.isfile() and name in wanted:
+                    if member.size > max_bytes:
+                        raise DataError(f"{archive} is not to be trusted: {member.name!r} has {member.size:,} bytes")
+                    file = tar.extractfile(member)
+                    assert file is not None, "a regular file has contents"
+                    found[name] = file.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"cannot read {archive}: {error}") from None
+    if missing := wanted - found.keys():
+        raise DataError(f"{archive} lacks {', '.join(sorted(missing))}")
+    return found
+
+
+def zip_members(archive: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
+    """All files of a zip archive by their path.
+
+    Raises:
+        DataError: If a member is a link or leads out of its folder, is too large, or the archive is damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"cannot read {archive}: {error}") from None
+    for member in members:
+        safe_name(member.filename, archive)
+        # the upper half of the attributes is the mode of Unix; 0o120000 is a symbolic link
+        if (member.external_attr >> 16) & 0o170000 == 0o120000:
+            raise DataError(f"{archive} is not to be trusted: it holds {member.filename!r}, a link")
+        if member.file_size > max_bytes:
+            raise DataError(f"{archive} is not to be trusted: {member.filename!r} has {member.file_size:,} bytes")
+    return {member.filename: member for member in members if not member.is_dir()}
