@@ -36,6 +36,6 @@ def pair(size: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]:
         ValueError: If it is not one or two positive whole numbers.
     """
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(f"{name} must be a positive whole number or a (height, width) pair of them, got {size!r}")
     return sides[0], sides[1]
