@@ -4,9 +4,10 @@ BIN := .venv/bin
 
 .PHONY: quickstart test
 
-# Trains HybridViP with rotary positions on Digits, then tests the checkpoint that was best on validation.
+# Trains HybridViP with rotary positions on Digits and tests it. Runs are named by time: the last one is the one just made.
 quickstart: .venv/installed
 	$(BIN)/python main.py fit --config experiments/hybrid_vip_rope.yaml --config experiments/overlays/digits.yaml
+	$(BIN)/python main.py test --ckpt_path "$$(ls -d runs/hybrid_vip_rope/* | tail -n 1)"
 
 test: .venv/installed
 	$(BIN)/ruff format --check
