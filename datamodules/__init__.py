@@ -4,7 +4,9 @@ from datamodules.base import ImageDataModule
 from datamodules.cifar10 import CIFAR10
 from datamodules.digits import Digits
 from datamodules.errors import DataError
+from datamodules.image_folder import ImageFolder
 from datamodules.samples import Batch
+from datamodules.tiny_imagenet import TinyImageNet
 from datamodules.transforms import Augment
 
-__all__ = ["CIFAR10", "Augment", "Batch", "DataError", "Digits", "ImageDataModule"]
+__all__ = ["CIFAR10", "Augment", "Batch", "DataError", "Digits", "ImageDataModule", "ImageFolder", "TinyImageNet"]

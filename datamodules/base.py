@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -62,8 +62,8 @@ class ImageDataModule(LightningDataModule, ABC):
     # names of the fields of `Augment` that leave a label as it is
     valid_augmentations: frozenset[str]
 
-    # of cached files
-    slug: ClassVar[str]
+    # begins the names of cached files
+    slug: str
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 200
 
 import io
 import pickle
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from datamodules.base import ImageDataModule, Split
 from datamodules.cache import fingerprint
 from datamodules.download import download, read_tar, verify
 from datamodules.errors import DataError
-from datamodules.samples import Samples
+from datamodules.samples import ArraySamples, LazySamples
 
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -90,61 +90,35 @@ class CIFAR10(ImageDataModule):
         except DataError as error:
             raise DataError(f"{error}\n{self._by_hand()}") from None
 
-    def read(self, split: Split) -> Samples | None:
+    def read(self, split: Split) -> LazySamples | None:
         if split == "val":
             return None
+        files = [self.folder / name for name in self.files[split]] if self.folder.is_dir() else [self.archive]
+        if missing := [str(path) for path in files if not path.is_file()]:
+            raise DataError(f"CIFAR-10 is not there: {missing[0]} is missing\n{self._by_hand()}")
+        return LazySamples(
+            fingerprint(((path.name, path.stat()) for path in files), checksums=[self.checksum, self.files[split]]),
+            (self.channels, *self.image_size),
+            partial(self._load, self.files[split]),
+        )
+
+    def _load(self, checksums: dict[str, str]) -> ArraySamples:
         if self.folder.is_dir():
-            return _Pickles(self.folder, self.files[split])
-        if self.archive.is_file():
-            return _Pickles(self.archive, self.files[split], self.checksum)
-        raise DataError(f"CIFAR-10 is not in {self.root}\n{self._by_hand()}")
+            contents = {}
+            for name, checksum in checksums.items():
+                verify(self.folder / name, checksum)
+                contents[name] = (self.folder / name).read_bytes()
+        else:
+            verify(self.archive, self.checksum)
+            contents = read_tar(self.archive, set(checksums), MAX_BATCH_BYTES)
+        batches = [read_batch(contents[name], f"{name} of CIFAR-10") for name in checksums]
+        return ArraySamples(torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]))
 
     def _by_hand(self) -> str:
         return (
             f"Put {ARCHIVE} (from {self.official}) into {self.root}, or name a mirror, or work without download:\n"
             "python main.py fit --config experiments/vip_rope.yaml --config experiments/overlays/digits.yaml"
         )
-
-
-class _Pickles(Samples):
-    """The batches of one split, read when they are first asked for."""
-
-    shape = (3, 32, 32)
-
-    def __init__(self, place: Path, checksums: dict[str, str], archive_checksum: str | None = None) -> None:
-        self.place = place
-        self.checksums = checksums
-        self.archive_checksum = archive_checksum
-        paths = [place] if archive_checksum else [place / name for name in checksums]
-        if missing := [path.name for path in paths if not path.is_file()]:
-            raise DataError(f"{place} lacks {', '.join(missing)}\nPut the missing files there, or remove the folder.")
-        self.fingerprint = fingerprint(
-            [(path.name, path.stat()) for path in paths], checksum=archive_checksum or checksums
-        )
-
-    @cached_property
-    def _arrays(self) -> tuple[Tensor, Tensor]:
-        if self.archive_checksum:
-            verify(self.place, self.archive_checksum)
-            contents = read_tar(self.place, set(self.checksums), MAX_BATCH_BYTES)
-        else:
-            contents = {}
-            for name, checksum in self.checksums.items():
-                verify(self.place / name, checksum)
-                contents[name] = (self.place / name).read_bytes()
-        batches = [read_batch(contents[name], f"{self.place}: {name}") for name in self.checksums]
-        return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
-
-    @property
-    def labels(self) -> Tensor:
-        return self._arrays[1]
-
-    @property
-    def positions(self) -> Tensor:
-        return torch.arange(len(self.labels))
-
-    def fetch(self, rows: Tensor) -> Tensor:
-        return self._arrays[0][rows]
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -188,7 +162,7 @@ def read_batch(data: bytes, name: str) -> tuple[Tensor, Tensor]:
         )
     # bytes that are no pickle can raise nearly anything
     except Exception as error:
-        raise DataError(f"{name} is not a batch of CIFAR-10: {error!r}") from None
+        raise DataError(f"{name} cannot be read: {error!r}") from None
     if not sound:
-        raise DataError(f"{name} is not a batch of CIFAR-10: it holds {images.dtype} {images.shape}")
+        raise DataError(f"{name} cannot be read: it holds {images.dtype} {images.shape}, labels {labels.dtype}")
     return torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels)

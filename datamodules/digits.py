@@ -7,11 +7,7 @@ import torch
 
 from datamodules.base import ImageDataModule, Split
 from datamodules.samples import ArraySamples
-from datamodules.sampling import stratified_cut
-
-# the test split is a fact of this project: no argument changes it
-TEST_FRACTION = 0.2
-TEST_SEED = 0
+from datamodules.sampling import fixed_test_cut
 
 
 class Digits(ImageDataModule):
@@ -40,7 +36,7 @@ class Digits(ImageDataModule):
 
         scans = load_digits()
         labels = torch.from_numpy(scans.target).long()
-        train, test = stratified_cut(labels, torch.arange(len(labels)), TEST_FRACTION, seed=TEST_SEED, stream="test")
+        train, test = fixed_test_cut(labels)
         rows = test if split == "test" else train
         # ink is counted from 0 to 16
         images = torch.from_numpy(scans.images).mul(255 / 16).round().to(torch.uint8)

@@ -1,7 +1,9 @@
 """Where images come from: rows of uint8 images with labels, fetched by the batch."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,3 +83,38 @@ class ArraySamples(Samples):
 
     def fetch(self, rows: Tensor) -> Tensor:
         return self.images[rows]
+
+
+class LazySamples(Samples):
+    """Images that are opened when the first of them, or its label, is asked for.
+
+    Args:
+        fingerprint: Changes when the source's files change.
+        shape: Channels, height and width of every image.
+        load: Opens them.
+    """
+
+    def __init__(self, fingerprint: str, shape: tuple[int, int, int], load: Callable[[], Samples]) -> None:
+        self.fingerprint = fingerprint
+        self.shape = shape
+        self._load = load
+
+    @cached_property
+    def opened(self) -> Samples:
+        """The images themselves."""
+        return self._load()
+
+    @property
+    def labels(self) -> Tensor:
+        return self.opened.labels
+
+    @property
+    def positions(self) -> Tensor:
+        return self.opened.positions
+
+    def fetch(self, rows: Tensor) -> Tensor:
+        return self.opened.fetch(rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker gets them opened: what opens them may not travel
+        return {"fingerprint": self.fingerprint, "shape": self.shape, "opened": self.opened}

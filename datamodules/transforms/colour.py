@@ -1,8 +1,8 @@
 """Changes of colour, each image by its own amount.
 
 Every function takes uint8 images (b, c, y, x) with 1 or 3 channels and one parameter for each image, (b,), and equals
-the function of torchvision.transforms.v2.functional named in its docstring, called image by image. Where that multiplies,
-the order of float32 operations may differ, which moves a value across a whole number, so by one level, now and then.
+the function of torchvision.transforms.v2.functional named in its docstring, called image by image. Where that
+multiplies, float32 may be rounded in another order, which moves a value across a whole number now and then: one level.
 """
 
 import torch

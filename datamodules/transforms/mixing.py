@@ -1,8 +1,8 @@
 """MixUp and CutMix: each image mixed with its neighbour in the batch, and its label likewise.
 
 Sources: Zhang et al., "mixup", ICLR 2018, arXiv:1710.09412; Yun et al., "CutMix", ICCV 2019, arXiv:1905.04899. The
-papers draw one weight for a batch; here each image draws its own, so that two images never share a coin. The partner is the
-image before it in the batch, so this alone of all augmentations depends on the batch.
+papers draw one weight for a batch; here each image draws its own, so that two images never share a coin. The partner
+is the image before it in the batch, so this alone of all augmentations depends on the batch.
 """
 
 import math
