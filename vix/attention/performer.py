@@ -56,9 +56,8 @@ def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: boo
         q_top, k_top = q_products.amax(dim=-1, keepdim=True), k_products.amax()
     else:
         eps = math.sqrt(q.shape[-1]) / (2 * projection.shape[0])
-        # A constant of the result up to eps: no gradient is worth its cost.
-        q_top = q_exponents.detach().amax(dim=-1, keepdim=True)
-        k_top = k_exponents.detach().amax(dim=(-2, -1), keepdim=True)
+        # Gradients pass through both: beside this eps they are as large as the rest.
+        q_top, k_top = q_exponents.amax(dim=-1, keepdim=True), k_exponents.amax(dim=(-2, -1), keepdim=True)
     q_features, k_features = (q_exponents - q_top).exp() + eps, (k_exponents - k_top).exp() + eps
     # One more column of ones makes one product serve numerator and denominator.
     context = k_features.mT @ torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
