@@ -29,19 +29,20 @@ def segment_means(x: Tensor, segments: int) -> Tensor:
 
 
 @full_precision
-def apply_inverse(logits: Tensor, block: Tensor, iterations: int | None, batch_start: bool) -> Tensor:
-    """Multiplies a block (b h l e) by the pseudo-inverse of A = softmax(logits), logits (b h l l), by iteration.
+def apply_inverse(q: Tensor, k: Tensor, block: Tensor, iterations: int | None, batch_start: bool) -> Tensor:
+    """Multiplies a block (b h l e) by the pseudo-inverse of A = softmax(q k^T / sqrt(d)) among landmarks, by iteration.
 
     Equation 13 of the paper is Z <- Z p(A Z) with p(S) = (13 I - 15 S + 7 S^2 - S^3) / 4. So S = A Z follows its own
     recurrence S <- S p(S), three products a step, and the p(S) are applied to the block alone: Z is never made.
 
     Args:
-        logits: The logits among landmarks.
+        q: The landmarks of the queries (b h l d).
+        k: The landmarks of the keys (b h l d).
         block: What the inverse multiplies.
         iterations: Steps of the iteration; None takes the exact pseudo-inverse.
         batch_start: Whether the start is scaled by the largest column sum of the whole batch, as published.
     """
-    a = logits.softmax(dim=-1)
+    a = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
     if iterations is None:
         return torch.linalg.pinv(a) @ block
     columns = a.sum(dim=-2, keepdim=True)
@@ -128,9 +129,8 @@ class NystromAttention(Attention):
             landmarks = self.num_landmarks
             q, k, v = (functional.pad(x, (0, 0, -n % landmarks, 0)) for x in (q, k, v))
         q_landmarks, k_landmarks = segment_means(q, landmarks), segment_means(k, landmarks)
-        logits = q_landmarks @ k_landmarks.mT * q.shape[-1] ** -0.5
         block = functional.scaled_dot_product_attention(q_landmarks, k, v)
-        block = apply_inverse(logits, block, self.iterations, self.as_published)
+        block = apply_inverse(q_landmarks, k_landmarks, block, self.iterations, self.as_published)
         out = functional.scaled_dot_product_attention(q, k_landmarks, block.to(q.dtype))
         if self.residual is not None:
             out = out + self.residual(v)

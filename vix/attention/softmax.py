@@ -8,6 +8,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from vix.attention.base import Attention, AttentionSpec
+from vix.layers import full_precision
+
+
+@full_precision
+def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns the weights (b h n m) of the keys for each query; half-precision logits overflow where these do not."""
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    return (logits if bias is None else logits + bias).softmax(dim=-1)
 
 
 class SoftmaxAttention(Attention):
@@ -34,8 +42,4 @@ class SoftmaxAttention(Attention):
             bias = bias.to(q.dtype)
         if self.fused:
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        if bias is not None:
-            scores = scores + bias
-        weights = functional.dropout(scores.softmax(dim=-1), dropout)
-        return weights.to(v.dtype) @ v
+        return functional.dropout(attention_weights(q, k, bias), dropout) @ v
