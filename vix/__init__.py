@@ -9,6 +9,7 @@ from vix.attention import (
     Performer,
     SoftmaxAttention,
 )
+from vix.backbones import FNet2D
 from vix.spec import build
 from vix.systems import (
     SYSTEMS,
@@ -34,6 +35,7 @@ __all__ = [
     "Attention",
     "AttentionSpec",
     "FNet",
+    "FNet2D",
     "HybridFNet",
     "HybridMLPMixer",
     "HybridViL",

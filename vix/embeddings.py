@@ -3,13 +3,15 @@
 Shapes: b batch, c width, y x the grid (of pixels in, of tokens out), p q the sides of a patch.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from einops import rearrange
 from torch import Tensor, nn
 
-Embedding = Literal["linear", "convolutional"]
-"""How a net makes tokens of pixels."""
+Embedding = Literal["linear", "linear_normed", "convolutional"]
+"""How a net makes tokens of pixels; `linear_normed` has normalisations around the linear map."""
 
 MOST_TOKENS = 1024
 
@@ -120,7 +122,8 @@ class ConvolutionalEmbedding(nn.Module):
         return rearrange(self.stem(images), "b c y x -> b y x c")
 
 
-EMBEDDINGS: dict[str, type[LinearEmbedding] | type[ConvolutionalEmbedding]] = {
+EMBEDDINGS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "linear": LinearEmbedding,
+    "linear_normed": partial(LinearEmbedding, norms=True),
     "convolutional": ConvolutionalEmbedding,
 }

@@ -30,6 +30,7 @@ class ViT(VisionTransformer):
         one_kv_head: Whether a single head of keys and values serves all queries.
         share_kv: Whether values are the keys, from one projection.
         dropout: Probability of dropping a value of the attention's output and in the feed-forward networks.
+        proj_dropout: The same for the attention's output alone; left out, `dropout`. As published it is 0 but in ViT.
         vit: The arguments of `vix.backbones.VisionTransformer`.
     """
 
@@ -46,6 +47,7 @@ class ViT(VisionTransformer):
         one_kv_head: bool = False,
         share_kv: bool = False,
         dropout: float = 0.0,
+        proj_dropout: float | None = None,
         **vit: Any,
     ) -> None:
         if position not in ("learned", "rope", "rope_axial", "none"):
@@ -60,7 +62,7 @@ class ViT(VisionTransformer):
             qkv_bias=qkv_bias,
             one_kv_head=one_kv_head,
             share_kv=share_kv,
-            dropout=dropout,
+            dropout=dropout if proj_dropout is None else proj_dropout,
         )
         added: Literal["learned", "none"] = "learned" if position == "learned" else "none"
         super().__init__(mixer=mixer, position=added, dropout=dropout, **vit)
@@ -71,13 +73,16 @@ class ViL(ViT):
 
     Args:
         rank: Number of keys that are left, Linformer's k.
+        share_projection: Whether values are shortened by the keys' matrix or by their own.
+        attn_dropout: Probability of dropping an attention weight, which is where the published `dropout` acts.
         vit: The arguments of `ViT`; as published has `share_kv=True`, and without RoPE or hybrid `one_kv_head=True`.
     """
 
     settles = ("attention",)
 
-    def __init__(self, *, rank: int = 64, **vit: Any) -> None:
-        super().__init__(attention=partial(Linformer, rank=rank), **vit)
+    def __init__(self, *, rank: int = 64, share_projection: bool = True, attn_dropout: float = 0.0, **vit: Any) -> None:
+        linformer = partial(Linformer, rank=rank, share_projection=share_projection, dropout=attn_dropout)
+        super().__init__(attention=linformer, **vit)
 
 
 class ViP(ViT):

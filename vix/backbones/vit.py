@@ -66,7 +66,8 @@ class VisionTransformer(Backbone):
         emb_dropout: Probability of dropping a value of the embedded tokens.
         drop_path: Probability that an image skips a branch of the last block; it grows from 0 at the first.
         position: `learned` adds a table to the tokens, `none` adds nothing.
-        embedding: `linear` for patches, `convolutional` for a stem.
+        embedding: `linear` for patches, `linear_normed` with normalisations before and after, as the package
+            `vision_xformer` has them, `convolutional` for a stem.
         norm: Whether the last normalisation is of the pooled vector, as published, or of the tokens (as in MLP-Mixer);
             the same for a class token.
 
