@@ -1,0 +1,247 @@
+"""The published models one by one: what their constructors took, what their scripts gave, which net of ours each is.
+
+Source: the code of Jeevan and Sethi, "Vision Xformers: Efficient Attention for Image Classification", 2021,
+arXiv:2107.02239, and "Resource-efficient Hybrid X-formers for Vision", WACV 2022; `pip_*` are the models of its package
+`vision_xformer` 0.2.0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vix.backbones import Backbone
+from vix.backbones.fnet2d import FNet2D
+from vix.systems import SYSTEMS
+from vix.tokens import pair
+
+REQUIRED = object()
+"""Stands where a constructor has no default."""
+
+Family = Literal["shell", "mixer", "fnet2d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """One published model.
+
+    Args:
+        system: Its name.
+        base: The name without `pip_`, `Hybrid` and `RoPE`: ViT, ViL, ViP, ViN, FNet, MLPMixer, FNet2D.
+        net: Our class.
+        family: Which body it has: the ViX shell, the sequence of MLP-Mixer, or the map of FNet2D.
+        defaults: Its constructor's arguments and their defaults, and what it had fixed inside that a copy may have
+            changed (`k`, `num_landmarks`, `features`).
+        script: What the author's script gave beyond the defaults, or the README of the package.
+        hybrid: Whether it embeds by convolutions, from three channels whatever `channels` says.
+        rope: Whether it has rotary instead of learned positions.
+        package: Whether it is of the package, which normalises before and after its linear embedding.
+        fixed_heads: The number of heads that it has whatever `heads` says, if so.
+    """
+
+    system: str
+    base: str
+    net: type[Backbone]
+    family: Family
+    defaults: Mapping[str, Any]
+    script: Mapping[str, Any]
+    hybrid: bool = False
+    rope: bool = False
+    package: bool = False
+    fixed_heads: int | None = None
+
+    def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns all arguments of the constructor.
+
+        Raises:
+            ValueError: If one is missing or unknown.
+        """
+        for name, value in arguments.items():
+            if name not in self.defaults:
+                raise ValueError(f"{self.system} takes no {name}={value!r}: it takes {', '.join(self.defaults)}")
+        complete = {**self.defaults, **arguments}
+        missing = [name for name, value in complete.items() if value is REQUIRED]
+        if missing:
+            raise ValueError(f"{self.system} needs {', '.join(missing)}")
+        return complete
+
+    def init_args(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Translates arguments of the original into those of `net`, which then computes the same.
+
+        Raises:
+            ValueError: If the original has no such argument, needs another, or does not run with it.
+        """
+        translate = {"shell": _shell, "mixer": _mixer, "fnet2d": _fnet2d}[self.family]
+        return translate(self, self.complete(arguments))
+
+
+def _only(original: Original, arguments: Mapping[str, Any], name: str, value: Any) -> None:
+    if arguments[name] not in (value, [value, value], (value, value)):
+        raise ValueError(f"the published {original.system} runs with {name}={value} only, got {arguments[name]!r}")
+
+
+def _shell(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("image_size", "patch_size", "num_classes", "dim", "depth", "mlp_dim", "pool", "channels", "dropout")
+    args = {name: given[name] for name in (*names, "emb_dropout")}
+    # The published mean is over the class token too.
+    args["class_token"] = True
+    if original.hybrid:
+        _only(original, given, "patch_size", 1)
+        args["channels"] = 3
+    elif original.package:
+        args["embedding"] = "linear_normed"
+    if original.rope:
+        _only(original, given, "rotary_position_emb", True)
+        args["position"] = "rope"
+    if original.base == "FNet":
+        return args
+    args["heads"] = original.fixed_heads or given["heads"]
+    args["dim_head"] = given["dim_head"]
+    if original.base == "ViT":
+        return args
+    # Only ViT drops values of the attention's output.
+    args["proj_dropout"] = 0.0
+    if original.base == "ViL":
+        args |= {"rank": given["k"], "one_kv_head": given["one_kv_head"], "attn_dropout": given["dropout"]}
+        args |= {"share_kv": given["share_kv"], "share_projection": given["share_kv"]}
+    elif original.base == "ViP":
+        args |= {"features": given["features"], "qkv_bias": True, "as_published": True}
+    else:
+        args |= {"num_landmarks": given["num_landmarks"], "as_published": True}
+    return args
+
+
+def _mixer(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
+    (height, width), (p, q) = pair(given["image_size"], "image_size"), pair(given["patch_size"], "patch_size")
+    args = {name: given[name] for name in ("num_classes", "dim", "depth", "channels", "dropout")}
+    if original.hybrid:
+        # Its image_size is the grid of tokens behind a stem of stride 2.
+        _only(original, given, "patch_size", 1)
+        height, width, p, q = 2 * height, 2 * width, 2, 2
+        args["channels"] = 3
+    expansion = given["expansion_factor"]
+    args |= {"image_size": (height, width), "patch_size": (p, q)}
+    args |= {"token_dim": int((height // p) * (width // q) * expansion), "mlp_dim": int(given["dim"] * expansion)}
+    return args
+
+
+def _fnet2d(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
+    args = {name: given[name] for name in ("num_classes", "depth", "dropout")}
+    if original.package:
+        return args | {"dim": given["dim"], "mlp_dim": given["mlp_dim"]}
+    dim = given["final_dim"]
+    return args | {"image_size": given["image_size"], "dim": dim, "mlp_dim": int(dim * given["mlp_mult"])}
+
+
+_TRAINED = {"image_size": 32, "patch_size": 1, "num_classes": 10, "dim": 128, "depth": 4, "heads": 4, "mlp_dim": 256}
+_FIXED_INSIDE: dict[str, dict[str, Any]] = {
+    "ViL": {"k": 64, "one_kv_head": False, "share_kv": True},
+    "ViP": {"features": None},
+    "ViN": {"num_landmarks": 64},
+}
+
+
+def _vix(
+    system: str, *, defaults: Mapping[str, Any] | None = None, fixed_heads: int | None = None, **script: Any
+) -> Original:
+    """Describes a model of the ViX shell, whose name says most of it."""
+    package, hybrid, rope = system.startswith("pip_"), "Hybrid" in system, system.endswith("RoPE")
+    base = system.removeprefix("pip_").removeprefix("Hybrid").removesuffix("RoPE")
+    named = system.removeprefix("pip_").removesuffix("RoPE")
+    signature: dict[str, Any] = dict.fromkeys(_TRAINED, REQUIRED)
+    signature |= {"pool": "cls", "channels": 3, "dim_head": 64, "dropout": 0.0, "emb_dropout": 0.0}
+    signature |= _FIXED_INSIDE.get(base, {}) | ({"rotary_position_emb": True} if rope else {}) | dict(defaults or {})
+    if package and base == "FNet":
+        signature = {name: value for name, value in signature.items() if name not in ("heads", "dim_head")}
+    trained = {"dim_head": 32, **_TRAINED, "emb_dropout": signature["emb_dropout"], **script}
+    return Original(
+        system=system,
+        base=base,
+        net=SYSTEMS[named],
+        family="shell",
+        defaults=signature,
+        script={name: value for name, value in trained.items() if name in signature},
+        hybrid=hybrid,
+        rope=rope,
+        package=package,
+        fixed_heads=fixed_heads,
+    )
+
+
+def _mlp_mixer(system: str, *, hybrid: bool, **script: Any) -> Original:
+    signature = dict.fromkeys(("image_size", "channels", "patch_size", "dim", "depth", "num_classes"), REQUIRED)
+    return Original(
+        system=system,
+        base="MLPMixer",
+        net=SYSTEMS[system],
+        family="mixer",
+        defaults={**signature, "expansion_factor": 4, "dropout": 0.0},
+        script={"channels": 3, "dim": 128, "depth": 4, "num_classes": 200, "expansion_factor": 1, **script},
+        hybrid=hybrid,
+    )
+
+
+ORIGINALS: dict[str, Original] = {
+    original.system: original
+    for original in (
+        _vix("ViT", dropout=0.25),
+        _vix("ViL", defaults={"one_kv_head": True}),
+        _vix("ViP"),
+        _vix("ViN", dropout=0.25, fixed_heads=4),
+        _vix("FNet", defaults={"dim_head": 32, "emb_dropout": 0.5}, emb_dropout=0.0),
+        _vix("HybridViT"),
+        _vix("HybridViL"),
+        _vix("HybridViP"),
+        _vix("HybridViN", dropout=0.25),
+        _vix("HybridFNet", defaults={"dim_head": 32}),
+        _vix("ViTRoPE"),
+        _vix("ViLRoPE"),
+        _vix("ViPRoPE"),
+        _vix("ViNRoPE", defaults={"emb_dropout": 0.5}, fixed_heads=4),
+        _vix("HybridViTRoPE"),
+        _vix("HybridViLRoPE"),
+        _vix("HybridViPRoPE"),
+        _vix("HybridViNRoPE", defaults={"emb_dropout": 0.5}, dropout=0.5, fixed_heads=4),
+        _mlp_mixer("MLPMixer", hybrid=False, image_size=64, patch_size=2),
+        _mlp_mixer("HybridMLPMixer", hybrid=True, image_size=32, patch_size=1),
+        Original(
+            system="FNet2D",
+            base="FNet2D",
+            net=FNet2D,
+            family="fnet2d",
+            defaults={
+                "num_classes": REQUIRED,
+                "depth": REQUIRED,
+                "image_size": 32,
+                "final_dim": 16,
+                "dropout": 0.0,
+                "mlp_mult": 1,
+            },
+            script={"num_classes": 10, "depth": 5, "final_dim": 128, "dropout": 0.5, "mlp_mult": 2},
+        ),
+        _vix("pip_ViL", defaults={"one_kv_head": True}, dropout=0.25),
+        _vix("pip_ViP", dropout=0.25),
+        _vix("pip_ViN", num_landmarks=256),
+        _vix("pip_FNet"),
+        Original(
+            system="pip_FNet2D",
+            base="FNet2D",
+            net=FNet2D,
+            family="fnet2d",
+            defaults={**dict.fromkeys(("num_classes", "dim", "depth", "mlp_dim"), REQUIRED), "dropout": 0.0},
+            script={"num_classes": 10, "dim": 128, "depth": 5, "mlp_dim": 256},
+            package=True,
+        ),
+    )
+}
+"""Every published model that `load` knows, by its name."""
+
+
+def original(system: str) -> Original:
+    """Returns a published model.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    if system not in ORIGINALS:
+        raise ValueError(f"no published system is called {system!r}: there are {', '.join(ORIGINALS)}")
+    return ORIGINALS[system]
