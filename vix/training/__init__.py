@@ -1,0 +1,6 @@
+"""Training with Lightning: one module for every net, and the command line around it."""
+
+from vix.training.classifier import ImageClassifier
+from vix.training.optim import Schedule, WarmupCosine, parameter_groups
+
+__all__ = ["ImageClassifier", "Schedule", "WarmupCosine", "parameter_groups"]

@@ -1,0 +1,185 @@
+"""The record of a run: its configuration, its split, its scores and the circumstances they were reached in."""
+
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
+
+from vix.training.callbacks.checkpoints import BestAndLast
+from vix.training.plan import LINKED, without
+from vix.training.processes import writes_files
+from vix.training.runs import Run, read_json, write_json, write_text
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "wandb")
+PROTOCOL = (
+    "Scores are true means over images in eval mode. `best` is the epoch with the highest {monitor} on the validation "
+    "split, which is cut from the training split (split.json); `last` is the final epoch. The official test split is "
+    "read by `test` alone."
+)
+
+
+class RunRecord(Callback):
+    """Writes config.yaml and split.json when training starts, results.json after every epoch and at the end.
+
+    Args:
+        run: The run's folder.
+        config: The effective configuration, plain types, linked values included.
+        costs: The net's parameters, tokens, operations.
+        checkpoints: Knows the best and the last scores.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        config: Mapping[str, Any],
+        costs: Mapping[str, int],
+        checkpoints: BestAndLast,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.costs = dict(costs)
+        self.checkpoints = checkpoints
+        self.circumstances: dict[str, Any] = {"versions": versions(), **commit(Path(__file__))}
+        # Training has begun, so that from now on the folder is worth keeping.
+        self.begun = False
+        self._earlier_seconds = 0.0
+        self._start = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is known before the first step; the data is there and in order by now."""
+        self._start = time.monotonic()
+        if not writes_files(trainer):
+            return
+        self.begun = True
+        write_text(self.run.config, as_yaml(self.run, self.config))
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if hasattr(datamodule, "split"):
+            write_json(self.run.split, datamodule.split())
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                facts = {**self.costs, **self.circumstances, "device": device(trainer)}
+                logger.experiment.config.update({**self.config, "facts": facts}, allow_val_change=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the results without scores, so that a run that dies early can be seen as such."""
+        self._write(trainer, finished=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the results so far."""
+        self._write(trainer, finished=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the results."""
+        self._write(trainer, finished=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time spent so far."""
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting from a checkpoint."""
+        self._earlier_seconds = state_dict["seconds"]
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._start
+
+    def _write(self, trainer: Trainer, *, finished: bool) -> None:
+        if not writes_files(trainer):
+            return
+        kept = {key: value for key, value in read_json(self.run.results).items() if key == "test"}
+        results = {
+            "experiment": self.run.experiment,
+            "run": self.run.id,
+            "finished": finished,
+            "best": self.checkpoints.best,
+            "last": self.checkpoints.last,
+            **self.costs,
+            "seed": self.config.get("seed_everything"),
+            "net": self.config["model"]["net"],
+            "data": self.config["data"],
+            "epochs": trainer.current_epoch if finished else trainer.current_epoch + int(trainer.global_step > 0),
+            "steps": trainer.global_step,
+            "wall_seconds": round(self._seconds(), 2),
+            "written": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "device": device(trainer),
+            **self.circumstances,
+            "protocol": PROTOCOL.format(monitor=self.checkpoints.monitor),
+        }
+        write_json(self.run.results, {**results, **kept})
+
+
+def as_yaml(run: Run, config: Mapping[str, Any]) -> str:
+    """The configuration as `fit --config` accepts it: without what the parser links."""
+    data, net = config["data"], config["model"]["net"]
+    again = {
+        **config,
+        "data": without(data, ("seed",)),
+        "model": {**config["model"], "net": without(net, LINKED)},
+    }
+    head = f"# {run.experiment}, run {run.id}\n#   python main.py fit --config {run.config}\n"
+    return head + yaml.safe_dump(again, sort_keys=False, allow_unicode=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def device(trainer: Trainer) -> dict[str, Any]:
+    """What a trainer runs on."""
+    root = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(root) if root.type == "cuda" else _processor()
+    return {
+        "type": root.type,
+        "name": name,
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "precision": str(trainer.precision),
+        "system": sys.platform,
+    }
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit(code: Path) -> dict[str, Any]:
+    """The commit of the repository that tracks a file, and whether anything was changed since; None where none does."""
+    # the file must be tracked: an installed package may lie inside a repository of something else
+    if _git(code.parent, "ls-files", "--error-unmatch", code.name) is None:
+        return {"commit": None, "changed": None}
+    return {
+        "commit": _git(code.parent, "rev-parse", "HEAD"),
+        "changed": bool(_git(code.parent, "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

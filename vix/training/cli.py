@@ -1,0 +1,290 @@
+"""`fit`, `validate`, `test` and `predict`: Lightning's command line with our links, refusals and run folders."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger
+from torch import nn
+
+from vix.measure import parameters, summary
+from vix.training.callbacks import BestAndLast, LineProgress, PredictionTable, RichProgress, RunRecord
+from vix.training.callbacks.predictions import PREDICT_FILE
+from vix.training.classifier import ImageClassifier
+from vix.training.console import cost_line, quiet, say, scores_line
+from vix.training.errors import UsageError
+from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb_logger
+from vix.training.plan import LINKED, Plan, make_plan
+from vix.training.processes import is_first, writes_files
+from vix.training.refusals import (
+    construction_refusal,
+    first_line,
+    refuse_contradiction,
+    refuse_other_net,
+    say_differences,
+)
+from vix.training.runs import Run, discard, shared
+from vix.training.wording import explain
+
+COMMANDS = ("fit", "validate", "test", "predict")
+# Belongs to one call of the command, not to the run.
+NOT_KEPT = ("config", "ckpt_path", "trust", "verbose", "return_predictions")
+
+
+def run(arguments: Sequence[str], *, defaults: Path) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The command and its options, as after `main.py`.
+        defaults: The recipe's YAML.
+
+    Returns:
+        The exit code: 0, or 2 where the user's input was wrong.
+    """
+    try:
+        with quiet():
+            plan = make_plan(arguments, defaults=defaults)
+            with shared(plan.run) as run:
+                VixCLI(plan, run)
+    except UsageError as error:
+        if os.environ.get("JSONARGPARSE_DEBUG", "").lower() not in ("", "0", "false"):
+            traceback.print_exc()
+        print(error, file=sys.stderr)
+        return 2
+    except SystemExit as end:
+        # help, printed configurations and Lightning's interrupts end this way
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+class VixCLI(LightningCLI):
+    """Lightning's command line around `ImageClassifier`.
+
+    Args:
+        plan: What is to be done.
+        run: Where files go; in a process launched for one rank, its launcher's.
+    """
+
+    def __init__(self, plan: Plan, run: Run) -> None:
+        self.plan = plan
+        self.run_folder = run
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            ImageClassifier,
+            LightningDataModule,
+            save_config_callback=None,
+            trainer_defaults={"enable_model_summary": False},
+            parser_kwargs={**strict, **{command: dict(strict) for command in COMMANDS}},
+            subclass_mode_data=True,
+            args=list(plan.arguments),
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # the parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands; weights are always loaded without executing anything."""
+        return {command: skipped | {"weights_only"} for command, skipped in LightningCLI.subcommands().items()}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed, always a number, so that every run can be repeated."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of weights, order and augmentation.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our own options and the links."""
+        parser.add_argument("--runs", type=str, default="runs", help="Folder that holds the run folders.")
+        parser.add_argument(
+            "--trust", type=str, default="", help="Modules, joined by commas, whose classes a checkpoint may name."
+        )
+        parser.add_argument(
+            "--monitor", type=str, default="val/top1", help="Score by which the best epoch is chosen; higher is better."
+        )
+        parser.add_class_arguments(WandbSettings, "wandb")
+        for name in LINKED:
+            parser.link_arguments(
+                "data", f"model.net.init_args.{name}", compute_fn=self._fact(name), apply_on="instantiate"
+            )
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _fact(self, name: str) -> Any:
+        def fact(data: Any) -> Any:
+            value = getattr(data, name)
+            refuse_contradiction(self.plan.line, f"model.net.{name}", value, f"the data ({type(data).__name__})")
+            return value
+
+        return fact
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses; a complaint comes out in a few words."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            keys = self._parser(self.plan.line.command).get_defaults().keys()
+            raise UsageError(explain(str(error), self.plan.line, keys)) from error
+        config = self.config[self.config.subcommand]
+        refuse_contradiction(self.plan.line, "data.seed", config.seed_everything, "seed_everything")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the checkpoint's settings were put before the user's, who therefore has the last word."""
+
+    # the objects
+
+    def instantiate_classes(self) -> None:
+        """Builds data, net and trainer; what they refuse comes out as short as what the parser refuses."""
+        try:
+            self.config_init = self.parser.instantiate(self.config)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise construction_refusal(error, self.plan.line) from error
+        self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
+        self.costs = net_costs(self.model.net)
+        self.described = self._describe()
+        if self.plan.checkpoint is not None:
+            refuse_other_net(self.plan.checkpoint, self.described["model"]["net"], self.plan.line)
+        try:
+            self.trainer = self.instantiate_trainer()
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise UsageError(f"trainer: {first_line(error)}") from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer whose files all go to the run's folder."""
+        config = self._get(self.config_init, "trainer")
+        given = config.callbacks or []
+        callbacks = [*(given if isinstance(given, list) else [given]), *self._callbacks(config)]
+        return super().instantiate_trainer(
+            callbacks=callbacks, logger=self._loggers(config), default_root_dir=self.run_folder.folder, **kwargs
+        )
+
+    def _callbacks(self, config: Any) -> list[Callback]:
+        callbacks: list[Callback] = []
+        self.checkpoints = BestAndLast(
+            self.run_folder, monitor=self._get(self.config, "monitor"), data=self.described["data"]
+        )
+        self.record = RunRecord(self.run_folder, config=self.described, costs=self.costs, checkpoints=self.checkpoints)
+        if self.subcommand == "fit":
+            callbacks += [self.record]
+            if config.enable_checkpointing is not False:
+                callbacks += [self.checkpoints]
+        elif self.plan.checkpoint is not None and self.subcommand in ("test", "predict"):
+            callbacks += [PredictionTable(self.run_folder, self.plan.checkpoint.path)]
+        if config.enable_progress_bar is not False:
+            callbacks += [RichProgress() if sys.stdout.isatty() else LineProgress()]
+        return callbacks
+
+    def _loggers(self, config: Any) -> list[Logger] | bool:
+        # evaluating adds nothing to a run but what PredictionTable writes
+        if self.subcommand != "fit" or config.fast_dev_run:
+            return False
+        self.metrics = MetricsTable(self.run_folder)
+        if self.plan.checkpoint is not None and not self.plan.fresh:
+            self.metrics.resume(self.plan.checkpoint.step)
+        if config.logger is None or config.logger is True:
+            wandb = wandb_logger(self.run_folder, self._get(self.config_init, "wandb"))
+            return [self.metrics, *([wandb] if wandb else [])]
+        others = config.logger or []
+        return [self.metrics, *(others if isinstance(others, list) else [others])]
+
+    def _describe(self) -> dict[str, Any]:
+        """The effective configuration in plain types, linked values included."""
+        parser, config = self._parser(self.subcommand), self.config[self.subcommand].clone()
+        for key in NOT_KEPT:
+            config.pop(key, None)
+        described: dict[str, Any] = yaml.safe_load(
+            parser.dump(config, format="yaml", skip_unset=False, skip_validation=True)
+        )
+        described["data"].setdefault("init_args", {})["seed"] = described["seed_everything"]
+        if self.model.hparams["net"] is None:
+            net = described["model"]["net"]
+            net["init_args"] = {**net.get("init_args", {}), **{name: _plain(self.datamodule, name) for name in LINKED}}
+            self.model.hparams["net"] = net
+        described["model"]["net"] = self.model.hparams["net"]
+        return described
+
+    # the commands; Lightning's command line calls these instead of the trainer's
+
+    def fit(self, model: ImageClassifier, datamodule: Any, ckpt_path: str | None = None) -> None:
+        """Trains, and says what came out and where it is."""
+        if is_first():
+            say(
+                f"{self.run_folder.experiment}: {self.described['model']['net']['class_path']}, {cost_line(self.costs)}"
+            )
+            if self.plan.checkpoint is not None:
+                say_differences(self.plan.checkpoint, self.described)
+        with self._closing():
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if writes_files(self.trainer):
+            say(closing_block(self.run_folder, self.checkpoints.best, self.checkpoints.last))
+
+    def validate(self, model: ImageClassifier, datamodule: Any, **options: Any) -> None:
+        """Scores the validation split."""
+        with self._closing():
+            self.trainer.validate(model, datamodule=datamodule, weights_only=True, **{**options, "verbose": False})
+        self._say_scores("val")
+
+    def test(self, model: ImageClassifier, datamodule: Any, **options: Any) -> None:
+        """Scores the official test split; the run keeps the scores and what was predicted for each image."""
+        with self._closing():
+            self.trainer.test(model, datamodule=datamodule, weights_only=True, **{**options, "verbose": False})
+        self._say_scores("test")
+        if writes_files(self.trainer):
+            say(f"added to {self.run_folder.results}; one row an image in {self.run_folder.predictions}")
+
+    def predict(self, model: ImageClassifier, datamodule: Any, **options: Any) -> None:
+        """Writes what is predicted for each image of the test split."""
+        with self._closing():
+            options["return_predictions"] = False
+            self.trainer.predict(model, datamodule=datamodule, weights_only=True, **options)
+        if writes_files(self.trainer):
+            say(f"one row an image in {self.run_folder.folder / PREDICT_FILE}")
+
+    def _say_scores(self, split: str) -> None:
+        assert self.plan.checkpoint is not None
+        if self.trainer.is_global_zero:
+            scores = {key: value.item() for key, value in self.trainer.callback_metrics.items()}
+            say(f"{self.plan.checkpoint.path} (epoch {self.plan.checkpoint.epoch})")
+            say(scores_line(split, scores, split))
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Ends W&B's run, words Lightning's refusals, and removes the folder of a run that never began."""
+        failed = True
+        try:
+            yield
+            failed = False
+        except MisconfigurationException as error:
+            raise UsageError(f"trainer: {first_line(error)}") from error
+        finally:
+            close_wandb(failed=failed)
+            if failed and self.plan.fresh and not self.record.begun and is_first():
+                discard(self.run_folder)
+
+
+def net_costs(net: nn.Module) -> dict[str, int]:
+    """Parameters, and for nets of ours tokens and operations."""
+    if hasattr(net, "tokens"):
+        return dict(summary(cast(Any, net)))
+    return {"parameters": parameters(net)}
+
+
+def closing_block(run: Run, best: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """What a user wants to know when training is done."""
+    lines = (
+        [scores_line("best", best), scores_line("last", last)] if last else ["no validation, so there is no best epoch"]
+    )
+    return "\n".join([*lines, f"run    {run.folder}", f"test   python main.py test --ckpt_path {run.folder}"])
+
+
+def _plain(data: Any, name: str) -> Any:
+    value = getattr(data, name)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,29 @@
+"""The one kind of error that is the user's to mend, and helps for wording it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UsageError(Exception):
+    """Something the user gave is wrong; the message has one to five lines and says what would do."""
+
+
+def did_you_mean(word: str, candidates: Iterable[str], *, show: int = 12) -> str:
+    """Words the way from a wrong name to a right one.
+
+    Args:
+        word: What was given.
+        candidates: The names that would have done.
+        show: Up to how many names are listed where none is close.
+
+    Returns:
+        `; did you mean x?`, or `; there are: x, y`, or nothing where the list would be long.
+    """
+    names = sorted(set(candidates))
+    folded = {name.lower(): name for name in names}
+    close = [folded[match] for match in get_close_matches(word.lower(), folded, n=1, cutoff=0.6)]
+    if close:
+        return f"; did you mean {close[0]}?"
+    if 0 < len(names) <= show:
+        return f"; there are: {', '.join(names)}"
+    return ""

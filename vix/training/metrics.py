@@ -1,0 +1,51 @@
+"""Scores of a classification as true means over images, whatever the batch sizes and the number of processes."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Scores(Metric):
+    """Mean loss, top-1 and top-min(5, classes) accuracy over all images seen.
+
+    Sums are kept on the device, so that a step never waits for the host. The top-k accuracy carries its k in its name
+    (`top5`) and is left out where k would be 1.
+    """
+
+    full_state_update = False
+    loss: Tensor
+    top1: Tensor
+    topk: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k = 1
+        self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
+        for name in ("top1", "topk", "images"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds one batch.
+
+        Args:
+            loss: Mean loss of the batch, a scalar.
+            logits: (b, classes).
+            labels: (b,) classes, or (b, classes) shares of which the largest counts as the label.
+        """
+        if labels.ndim == 2:
+            labels = labels.argmax(dim=-1)
+        self.k = min(5, logits.shape[-1])
+        # top-k's first place is the top-1 as well, so one selection serves both
+        hits = logits.topk(self.k, dim=-1).indices == labels[:, None]
+        self.loss += loss.float() * len(labels)
+        self.top1 += hits[:, 0].sum()
+        self.topk += hits.sum()
+        self.images += len(labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means, by name: `loss`, `top1`, and `top<k>` where k > 1."""
+        scores = {"loss": self.loss / self.images, "top1": self.top1 / self.images}
+        if self.k > 1:
+            scores[f"top{self.k}"] = self.topk / self.images
+        return scores
