@@ -1,0 +1,76 @@
+"""What is true of Linformer alone: a matrix that belongs to one number of keys."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests import reference
+from vix import AttentionSpec, Linformer
+from vix.tokens import Tokens
+
+ODD, OTHER = Tokens((3, 4), prefix=1), Tokens((2, 3))
+
+
+def inputs(queries: Tokens, keys: Tokens) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    return tuple(torch.randn(2, 2, tokens.count, 8, dtype=torch.float64) for tokens in (queries, keys, keys))
+
+
+def test_identity_as_projection_gives_softmax() -> None:
+    kernel = Linformer(AttentionSpec(2, 8, OTHER, ODD), rank=ODD.count).double()
+    with torch.no_grad():
+        kernel.project_keys.copy_(torch.eye(ODD.count))
+    q, k, v = inputs(OTHER, ODD)
+    assert_close(kernel(q, k, v), reference.softmax(q, k, v))
+
+
+def test_order_of_keys_does_not_matter_if_rows_of_the_projection_follow() -> None:
+    kernel = Linformer(AttentionSpec(2, 8, ODD, ODD), rank=4).double()
+    q, k, v = inputs(ODD, ODD)
+    expected, order = kernel(q, k, v), torch.randperm(ODD.count)
+    with torch.no_grad():
+        kernel.project_keys.copy_(kernel.project_keys[order])
+    assert_close(kernel(q, k[..., order, :], v[..., order, :]), expected)
+
+
+def test_another_number_of_keys_is_an_error_that_names_both() -> None:
+    kernel = Linformer(AttentionSpec(2, 8, ODD, ODD)).double()
+    with pytest.raises(ValueError, match=r"built for 13 tokens \(3x4 \+ 1\), got 6") as error:
+        kernel(*inputs(ODD, OTHER))
+    assert "\n" not in str(error.value)
+
+
+def test_any_number_of_queries_will_do() -> None:
+    kernel = Linformer(AttentionSpec(2, 8, ODD, ODD), rank=4).double()
+    q, k, v = inputs(OTHER, ODD)
+    assert_close(kernel(q, k, v), reference.linformer(q, k, v, kernel.project_keys, kernel.project_keys))
+
+
+def test_values_have_a_matrix_of_their_own_if_not_shared() -> None:
+    spec = AttentionSpec(2, 8, ODD, ODD)
+    assert [name for name, _ in Linformer(spec).named_parameters()] == ["project_keys"]
+    own = Linformer(spec, share_projection=False)
+    assert [name for name, _ in own.named_parameters()] == ["project_keys", "project_values"]
+    assert not torch.equal(own.project_keys, own.project_values)
+
+
+def test_projection_starts_uniform_within_the_published_bound() -> None:
+    torch.manual_seed(0)
+    matrix = Linformer(AttentionSpec(2, 8, Tokens((32, 32)), Tokens((32, 32))), rank=64).project_keys
+    assert matrix.shape == (1024, 64)
+    assert matrix.abs().max() <= 64**-0.5
+    # A uniform distribution on [-a, a] has standard deviation a / sqrt(3).
+    assert matrix.std().item() == pytest.approx(64**-0.5 / 3**0.5, rel=0.02)
+
+
+def test_dropout_drops_weights_in_training_only() -> None:
+    kernel = Linformer(AttentionSpec(2, 8, ODD, ODD), rank=4, dropout=0.5).double()
+    q, k, v = inputs(ODD, ODD)
+    assert not torch.equal(kernel(q, k, v), kernel(q, k, v))
+    kernel.eval()
+    assert_close(kernel(q, k, v), reference.linformer(q, k, v, kernel.project_keys, kernel.project_keys))
+
+
+def test_rank_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="rank must be positive, got 0"):
+        Linformer(AttentionSpec(2, 8, ODD, ODD), rank=0)

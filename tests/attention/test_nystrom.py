@@ -1,0 +1,119 @@
+"""What is true of Nyström attention alone: landmarks, the pseudo-inverse, the convolution of the values."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from tests import reference
+from vix import AttentionSpec, NystromAttention
+from vix.attention.nystrom import segment_means
+from vix.tokens import Tokens
+
+ODD, EVEN, OTHER = Tokens((3, 4), prefix=1), Tokens((3, 4)), Tokens((2, 3))
+
+
+def inputs(queries: Tokens, keys: Tokens | None = None, images: int = 2, heads: int = 2) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    places = (queries, keys or queries, keys or queries)
+    return tuple(torch.randn(images, heads, tokens.count, 8, dtype=torch.float64) for tokens in places)
+
+
+def nystrom(queries: Tokens, keys: Tokens | None = None, heads: int = 2, **options: Any) -> NystromAttention:
+    torch.manual_seed(1)
+    return NystromAttention(AttentionSpec(heads, 8, queries, keys or queries), **options).double()
+
+
+@pytest.mark.parametrize("tokens", [ODD, EVEN, Tokens((1, 1))], ids=str)
+def test_every_token_a_landmark_and_an_exact_inverse_give_softmax(tokens: Tokens) -> None:
+    q, k, v = inputs(tokens)
+    out = nystrom(tokens, num_landmarks=tokens.count, iterations=None, residual_kernel=None)(q, k, v)
+    # The matrix among landmarks loses some of float64's 16 digits in its inverse.
+    assert_close(out, reference.softmax(q, k, v), rtol=1e-8, atol=1e-8)
+
+
+def test_enough_steps_of_the_iteration_give_softmax_too() -> None:
+    q, k, v = inputs(ODD)
+    exact = reference.softmax(q, k, v)
+    steps = [1, 3, 6, 12, 24]
+    errors = [
+        (nystrom(ODD, iterations=step, residual_kernel=None)(q, k, v) - exact).norm().item() / exact.norm().item()
+        for step in steps
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-8
+
+
+def test_landmarks_beyond_the_tokens_are_clamped() -> None:
+    q, k, v = inputs(ODD)
+    assert_close(nystrom(ODD, num_landmarks=1000)(q, k, v), nystrom(ODD, num_landmarks=ODD.count)(q, k, v))
+    q, k, v = inputs(ODD, OTHER)
+    clamped, asked = (nystrom(ODD, OTHER, num_landmarks=count, residual_kernel=None) for count in (64, OTHER.count))
+    assert_close(clamped(q, k, v), asked(q, k, v))
+
+
+def test_exact_inverse_keeps_a_constant_value() -> None:
+    q, k, v = inputs(ODD)
+    same = v[..., :1, :].expand_as(v)
+    assert_close(nystrom(ODD, num_landmarks=4, iterations=None, residual_kernel=None)(q, k, same), same)
+
+
+@pytest.mark.parametrize(("count", "segments"), [(12, 4), (13, 4), (15, 4), (5, 5), (7, 1), (9, 8)])
+def test_landmarks_are_means_of_runs_of_nearly_equal_length(count: int, segments: int) -> None:
+    x = torch.randn(2, 2, count, 3, dtype=torch.float64)
+    expected = torch.stack([run.mean(-2) for run in x.tensor_split(segments, dim=-2)], dim=-2)
+    assert_close(segment_means(x, segments), expected)
+    assert_close(reference.landmark_means(x, segments), expected)
+
+
+def test_filters_see_their_own_head_and_half_their_length_to_each_side() -> None:
+    kernel, (q, k, v) = nystrom(ODD, residual_kernel=5), inputs(ODD)
+    without = nystrom(ODD, residual_kernel=None)
+    touched = torch.zeros_like(v)
+    touched[:, 0, 6] = 1
+    difference = kernel(q, k, v + touched) - kernel(q, k, v) - (without(q, k, v + touched) - without(q, k, v))
+    reached = difference.abs().amax((0, -1)) > 1e-12
+    assert reached[0].nonzero().flatten().tolist() == [4, 5, 6, 7, 8]
+    assert not reached[1].any()
+
+
+def test_published_rule_lets_batch_mates_in_and_the_default_does_not() -> None:
+    q, k, v = inputs(ODD)
+    q[1] *= 4
+    for as_published in (False, True):
+        kernel = nystrom(ODD, num_landmarks=4, as_published=as_published)
+        alone = kernel(q[:1], k[:1], v[:1])
+        moved = ((kernel(q, k, v)[:1] - alone).norm() / alone.norm()).item()
+        assert moved > 1e-3 if as_published else moved < 1e-12
+
+
+def test_published_rule_is_the_default_for_one_head_of_one_image_that_needs_no_zeros() -> None:
+    q, k, v = inputs(EVEN, images=1, heads=1)
+    outs = [nystrom(EVEN, heads=1, num_landmarks=4, as_published=flag)(q, k, v) for flag in (False, True)]
+    assert_close(*outs)
+
+
+@pytest.mark.parametrize("options", [{"residual_kernel": 3}, {"residual_kernel": None, "as_published": True}])
+def test_other_keys_than_queries_rule_out_the_convolution_and_the_published_zeros(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"queries \(13 .*\) and keys \(6 .*\) differ.* residual_kernel=None"):
+        nystrom(ODD, OTHER, **options)
+
+
+def test_named_systems_know_what_other_keys_need() -> None:
+    nystrom(ODD, OTHER, **NystromAttention.options_for_other_keys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_landmarks": 0}, "num_landmarks must be positive, got 0"),
+        ({"iterations": 0}, "iterations must be positive, or None for the exact pseudo-inverse, got 0"),
+        ({"residual_kernel": 4}, "residual_kernel must be odd and positive, or None for no convolution, got 4"),
+        ({"residual_kernel": -1}, "residual_kernel must be odd and positive"),
+    ],
+)
+def test_impossible_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nystrom(ODD, **options)

@@ -1,0 +1,152 @@
+"""What is true of Performer alone: how its error to softmax falls, and what its random features are."""
+
+import math
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from tests import reference
+from vix import AttentionSpec, Performer
+from vix.attention.performer import orthogonal_features
+from vix.tokens import Tokens
+
+TOKENS = Tokens((8, 8), prefix=1)
+DRAWS = 24
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def draw(width: int, deviation: float, images: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Random q, k of the given standard deviation and v of one."""
+    q, k, v = (torch.randn(images, 1, TOKENS.count, width, dtype=torch.float64) for _ in range(3))
+    return deviation * q, deviation * k, v
+
+
+def performer(width: int, features: int | None = None, as_published: bool = False) -> Performer:
+    return Performer(AttentionSpec(1, width, TOKENS, TOKENS), features=features, as_published=as_published).double()
+
+
+def errors(width: int, deviation: float, features: int | None = None) -> list[float]:
+    """Mean relative errors to softmax of the default, the published rule and mean(v), with the same draws."""
+    torch.manual_seed(0)
+    total = [0.0, 0.0, 0.0]
+    for _ in range(DRAWS):
+        q, k, v = draw(width, deviation)
+        exact, default, published = reference.softmax(q, k, v), performer(width, features), performer(width, features)
+        published.projection, published.as_published = default.projection, True
+        for row, out in enumerate((default(q, k, v), published(q, k, v), v.mean(-2, keepdim=True))):
+            total[row] += ((out - exact).norm() / exact.norm()).item() / DRAWS
+    return total
+
+
+@pytest.mark.parametrize(("width", "deviation"), [(16, 0.1), (16, 0.25), (32, 0.1), (32, 0.25), (64, 0.1), (64, 0.25)])
+def test_error_to_softmax_falls_with_the_root_of_the_number_of_features(width: int, deviation: float) -> None:
+    counts = [64, 128, 256, 512, 1024, 2048]
+    x = torch.tensor(counts, dtype=torch.float64).log()
+    y = torch.tensor([errors(width, deviation, features)[0] for features in counts], dtype=torch.float64).log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    sys.stdout.write(f"width {width}, deviation {deviation}: slope {slope:.3f}, errors {y.exp().tolist()}\n")
+    assert slope.item() == pytest.approx(-0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 64])
+def test_default_is_never_worse_than_the_published_rule(width: int) -> None:
+    deviations = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    table = [errors(width, deviation) for deviation in deviations]
+    sys.stdout.write(f"\nrelative error to softmax, heads of width {width}, {TOKENS}, mean of {DRAWS} draws\n")
+    sys.stdout.write("deviation of q, k " + "".join(f"{deviation:8.2f}" for deviation in deviations) + "\n")
+    for row, name in enumerate(("default", "as published", "mean(v)")):
+        sys.stdout.write(f"{name:18}" + "".join(f"{column[row]:8.4f}" for column in table) + "\n")
+    for default, published, _ in table:
+        # Where both rules have collapsed to mean(v), they differ by chance in the fourth digit.
+        assert default <= published + 5e-4
+
+
+def test_error_falls_at_a_larger_deviation_too() -> None:
+    assert errors(32, 0.5, 2048)[0] < 0.5 * errors(32, 0.5, 64)[0]
+
+
+@pytest.mark.parametrize("as_published", [False, True], ids=["default", "as published"])
+def test_output_is_a_weighted_mean_of_the_values(as_published: bool) -> None:
+    q, k, v = draw(8, 1.0)
+    out = performer(8, as_published=as_published)(q, k, v)
+    assert (out.amax(-2) <= v.amax(-2)).all()
+    assert (out.amin(-2) >= v.amin(-2)).all()
+
+
+def test_order_of_keys_does_not_matter() -> None:
+    (q, k, v), kernel, order = draw(8, 1.0), performer(8), torch.randperm(TOKENS.count)
+    assert_close(kernel(q, k[..., order, :], v[..., order, :]), kernel(q, k, v))
+
+
+def test_published_rule_lets_batch_mates_in_and_the_default_does_not() -> None:
+    torch.manual_seed(0)
+    q, k, v = draw(32, 0.5, images=2)
+    k[1] *= 4
+    kernel = performer(32)
+    assert_close(kernel(q, k, v)[:1], kernel(q[:1], k[:1], v[:1]))
+    kernel.as_published = True
+    alone = kernel(q[:1], k[:1], v[:1])
+    assert (kernel(q, k, v)[:1] - alone).norm() > 0.05 * alone.norm()
+
+
+@pytest.mark.parametrize(("count", "width"), [(8, 8), (20, 8), (5, 8), (110, 32)])
+def test_features_are_orthogonal_within_each_block(count: int, width: int) -> None:
+    features = orthogonal_features(count, width).double()
+    assert features.shape == (count, width)
+    for block in features.split(width):
+        gram = block @ block.mT
+        # Drawn in float32.
+        assert_close(gram, torch.diag(gram.diagonal()), atol=1e-4, rtol=0)
+
+
+def test_directions_are_uniform_on_the_sphere() -> None:
+    torch.manual_seed(0)
+    draws, width = 4000, 8
+    directions = torch.stack([torch.nn.functional.normalize(orthogonal_features(width, width)) for _ in range(draws)])
+    # Every coordinate of every row has mean 0 and variance 1/d; in standard errors, the largest of 64 is about 2.5.
+    # Householder's QR without its signs fails here by far: all its first directions lie in one half-space.
+    mean_error = directions.mean(0) / math.sqrt(1 / width / draws)
+    assert mean_error.abs().max() < 4.5
+    covariance = torch.einsum("bri,brj->rij", directions, directions) / draws
+    # The variance of a product of two coordinates is at most that of a square: 2 (d - 1) / (d^2 (d + 2)).
+    error = (covariance - torch.eye(width) / width) / math.sqrt(2 * (width - 1) / (width**2 * (width + 2)) / draws)
+    assert error.abs().max() < 5
+
+
+def test_lengths_are_those_of_gaussian_vectors() -> None:
+    torch.manual_seed(0)
+    width = 8
+    squares = torch.cat([orthogonal_features(width, width) for _ in range(2000)]).square().sum(-1)
+    # Chi-squared with d degrees of freedom: mean d, variance 2 d; 16,000 rows.
+    assert squares.mean().item() == pytest.approx(width, rel=0.02)
+    assert squares.var().item() == pytest.approx(2 * width, rel=0.06)
+
+
+def test_features_estimate_the_exponential_of_a_product_without_bias() -> None:
+    torch.manual_seed(0)
+    width = 8
+    x, y = 0.4 * torch.randn(2, width, dtype=torch.float64)
+    features = torch.stack([orthogonal_features(width, width) for _ in range(4000)]).double()
+    estimates = torch.exp(features @ (x + y) - (x @ x + y @ y) / 2).mean(-1)
+    error = (estimates.mean() - torch.exp(x @ y)) / (estimates.std() / math.sqrt(len(estimates)))
+    assert abs(error.item()) < 4
+
+
+@pytest.mark.parametrize(("width", "count"), [(16, 44), (32, 110), (64, 266), (1, 1)])
+def test_features_left_out_are_d_ln_d(width: int, count: int) -> None:
+    assert performer(width).projection.shape == (count, width)
+
+
+def test_features_survive_a_checkpoint_and_do_not_learn() -> None:
+    kernel = performer(8)
+    assert set(kernel.state_dict()) == {"projection"}
+    assert not list(kernel.parameters())
+
+
+def test_features_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="features must be positive, or None for int"):
+        performer(8, features=0)
