@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +27,10 @@ from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb
 from vix.training.plan import LINKED, Plan, make_plan
 from vix.training.processes import is_first, writes_files
 from vix.training.refusals import (
+    BY_CONSTRUCTORS,
     construction_refusal,
     first_line,
+    refusal,
     refuse_contradiction,
     refuse_other_net,
     say_differences,
@@ -113,18 +115,19 @@ class VixCLI(LightningCLI):
         )
         parser.add_class_arguments(WandbSettings, "wandb")
         for name in LINKED:
-            parser.link_arguments(
-                "data", f"model.net.init_args.{name}", compute_fn=self._fact(name), apply_on="instantiate"
-            )
+            target = f"model.net.init_args.{name}"
+            parser.link_arguments(f"data.{name}", target, compute_fn=self._agreed(name), apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
-    def _fact(self, name: str) -> Any:
-        def fact(data: Any) -> Any:
-            value = getattr(data, name)
-            refuse_contradiction(self.plan.line, f"model.net.{name}", value, f"the data ({type(data).__name__})")
-            return value
+    def _agreed(self, name: str) -> Callable[[Any], Any]:
+        def agreed(fact: Any) -> Any:
+            refuse_contradiction(self.plan.line, f"model.net.{name}", fact, f"the data ({self._data_class()})")
+            return fact
 
-        return fact
+        return agreed
+
+    def _data_class(self) -> str:
+        return str(self.config[self.config.subcommand].data.class_path)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; a complaint comes out in a few words."""
@@ -145,17 +148,19 @@ class VixCLI(LightningCLI):
         """Builds data, net and trainer; what they refuse comes out as short as what the parser refuses."""
         try:
             self.config_init = self.parser.instantiate(self.config)
-        except (TypeError, ValueError, AssertionError) as error:
+        except BY_CONSTRUCTORS as error:
             raise construction_refusal(error, self.plan.line) from error
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         self.costs = net_costs(self.model.net)
+        if not self.costs["parameters"]:
+            raise UsageError(f"model.net: {type(self.model.net).__name__} has no parameter to train")
         self.described = self._describe()
         if self.plan.checkpoint is not None:
             refuse_other_net(self.plan.checkpoint, self.described["model"]["net"], self.plan.line)
         try:
             self.trainer = self.instantiate_trainer()
         except (TypeError, ValueError, MisconfigurationException) as error:
-            raise UsageError(f"trainer: {first_line(error)}") from error
+            raise refusal(first_line(error), self.plan.line, ("trainer.",)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose files all go to the run's folder."""
@@ -263,7 +268,7 @@ class VixCLI(LightningCLI):
             yield
             failed = False
         except MisconfigurationException as error:
-            raise UsageError(f"trainer: {first_line(error)}") from error
+            raise refusal(first_line(error), self.plan.line, ("trainer.",)) from error
         finally:
             close_wandb(failed=failed)
             if failed and self.plan.fresh and not self.record.begun and is_first():

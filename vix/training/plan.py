@@ -13,6 +13,7 @@ from vix.training.sources import CommandLine, read_command_line
 
 # What the data says of a net's place; the parser links these.
 LINKED = ("num_classes", "image_size", "channels")
+GROUPS = ("model", "trainer", "wandb")
 OWN = ("ckpt_path", "trust")
 
 
@@ -46,6 +47,9 @@ def make_plan(arguments: Sequence[str], *, defaults: Path) -> Plan:
         UsageError: If a file is missing or not what it should be.
     """
     line = read_command_line(arguments, OWN)
+    for setting in line.settings:
+        if setting.key in GROUPS and not isinstance(setting.value, dict):
+            raise UsageError(f"{setting.source}: {setting.key}: expected a mapping, got {setting.value}")
     first = ["--config", str(defaults)]
     place = line.own.get("ckpt_path")
     if place is None:

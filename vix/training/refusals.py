@@ -1,6 +1,5 @@
 """What is refused although each value alone would pass: contradictions, impossible nets, other nets than before."""
 
-import importlib
 import inspect
 import re
 from collections.abc import Mapping
@@ -10,11 +9,14 @@ from vix.training.checkpoint import Checkpoint
 from vix.training.console import say
 from vix.training.errors import UsageError
 from vix.training.plan import LINKED
-from vix.training.sources import COMMAND_LINE, CommandLine, Setting, flatten
+from vix.training.sources import COMMAND_LINE, CommandLine, flatten
+from vix.training.wording import arguments_of
 
 # Arguments of a net that change how it trains and not what it is.
 TRAINING_ONLY = frozenset({"dropout", "emb_dropout", "drop_path"})
 MISSING = object()
+# What a constructor raises for arguments that it cannot take, on purpose or not.
+BY_CONSTRUCTORS = (TypeError, ValueError, AssertionError, AttributeError, LookupError, RuntimeError)
 
 
 def first_line(error: BaseException) -> str:
@@ -45,13 +47,31 @@ def construction_refusal(error: Exception, line: CommandLine) -> Exception:
     while cause is not None:
         if isinstance(cause, UsageError):
             return cause
-        if not isinstance(cause, TypeError | ValueError | AssertionError) and isinstance(cause, Exception):
+        if not isinstance(cause, BY_CONSTRUCTORS) and isinstance(cause, Exception):
             # a link asked the data for a fact, and the data's own error is the one to show
             return cause
         deepest, cause = cause, cause.__cause__
     message = first_line(deepest)
-    about = _about(message, line)
-    return UsageError(f"{about.source}: {about.key}: {message}" if about else message)
+    if found := re.search(r"argument after \*\* must be a mapping, not (\w+)", message):
+        message = f"expected a mapping, got {found[1]}"
+        about = next((each for each in reversed(line.settings) if type(each.value).__name__ == found[1]), None)
+        return UsageError(f"{about.source}: {about.key}: {message}" if about else message)
+    return refusal(message, line)
+
+
+def refusal(message: str, line: CommandLine, groups: tuple[str, ...] = ("model.", "data.")) -> UsageError:
+    """An error with a library's message, and before it the file and key of the first setting that it speaks of.
+
+    Args:
+        message: Of one line.
+        line: What the user gave.
+        groups: Beginnings of the keys that may be meant.
+    """
+    for word in re.findall(r"\w+", message):
+        for setting in reversed(line.settings):
+            if setting.key.startswith(groups) and word in (setting.key.rpartition(".")[2], setting.value):
+                return UsageError(f"{setting.source}: {setting.key}: {message}")
+    return UsageError(message)
 
 
 def refuse_other_net(checkpoint: Checkpoint, net: Mapping[str, Any], line: CommandLine) -> None:
@@ -98,26 +118,10 @@ def _other(line: CommandLine, name: str, now: Any, then: Any, checkpoint: Checkp
     )
 
 
-def _about(message: str, line: CommandLine) -> Setting | None:
-    """The setting that a message of a constructor most likely speaks of: the first whose name is in it."""
-    words = re.findall(r"\w+", message)
-    for word in words:
-        for setting in reversed(line.settings):
-            if setting.key.startswith(("model.", "data.")) and setting.key.rpartition(".")[2] == word:
-                return setting
-    return None
-
-
 def _defaults(class_path: str) -> dict[str, Any]:
     """Default values of a class's arguments, the nearest class's where several have one."""
-    module, _, name = class_path.rpartition(".")
-    found: dict[str, Any] = {}
-    for base in inspect.getmro(getattr(importlib.import_module(module), name)):
-        if "__init__" in vars(base) and base is not object:
-            for parameter in inspect.signature(vars(base)["__init__"]).parameters.values():
-                if parameter.default is not inspect.Parameter.empty:
-                    found.setdefault(parameter.name, parameter.default)
-    return found
+    empty = inspect.Parameter.empty
+    return {name: each.default for name, each in arguments_of(class_path).items() if each.default is not empty}
 
 
 def _same(one: Any, other: Any) -> bool:

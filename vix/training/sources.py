@@ -53,6 +53,11 @@ class CommandLine:
         wanted = canonical(key)
         return next((setting for setting in reversed(self.settings) if setting.key == wanted), None)
 
+    def find_class(self, key: str) -> Setting | None:
+        """The setting that last chose the class of a key."""
+        wanted = f"{canonical(key)}.class_path"
+        return next((setting for setting in reversed(self.settings) if setting.key == wanted), None)
+
 
 def read_command_line(arguments: Sequence[str], own: Sequence[str] = ()) -> CommandLine:
     """Reads the arguments after `main.py`.

@@ -24,39 +24,58 @@ def explain(message: str, line: CommandLine, keys: Iterable[str]) -> str:
         keys: All dotted keys that the command knows.
 
     Returns:
-        One to three lines.
+        One line.
     """
+    message = _innermost(message)
     rules: list[tuple[str, Callable[[re.Match[str]], str]]] = [
         (r"unrecognized arguments: (\S+)", lambda found: _unknown_option(found[1], keys)),
+        (r"Group '([^']+)' does not accept option '([^']+)'", lambda found: _unknown_in_group(found, message, line)),
         (r"does not accept option '([^']+)'", lambda found: _unknown_key(found[1], line, keys)),
-        (r"arguments are required: (\S+)", lambda found: _required(found[1].split(".", 1)[-1], line)),
+        (r"arguments are required: (.+)", lambda found: _required(found[1], message, line)),
         (r"Option '([^']+)' is not accepted", lambda found: _unknown_argument(found[1], message, line)),
         (r"module '([^']+)' has no attribute '([^']+)'", lambda found: _unknown_class(found, message, line)),
         (r"No module named '([^']+)'", lambda found: f"{_place(message, line)}no module named {found[1]}"),
         (r"Expected a dot import path string: (\S+)", lambda found: _unknown_name(found[1], message, line)),
+        (
+            r"Import path (\S+) does not correspond to a subclass of (\w+)",
+            lambda found: _other_kind(found, message, line),
+        ),
+        (r"Expected '([^']+)' to be a subclass of <class '(\w+)'>", lambda found: _other_kind(found, message, line)),
+        (r"Not a valid subclass of (\w+)\. Got value: (.*)", lambda found: _no_class(found, message, line)),
         (r"Given value: (.*)", lambda found: f"{_place(message, line)}{_of_union(message)}, got {found[1]}"),
         (r"Expected an? (.*?)\. Got value: (.*)", lambda found: f"{_place(message, line)}{_expected(found)}"),
     ]
-    # a union's message lists a complaint for each of its members; one about a class says more than the union's own
     for pattern, reword in rules:
         if found := re.search(pattern, message):
             return reword(found)[:LONGEST]
-    return " ".join(message.split())[:LONGEST]
+    return f"{_place(message, line)}{' '.join(KEY.sub('', message).split()).lstrip(': ')}"[:LONGEST]
 
 
-def arguments_of(class_path: str) -> list[str]:
-    """Names of the arguments that a class takes, inherited ones included; none where it cannot be imported."""
-    module, _, name = class_path.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return []
-    names: list[str] = []
-    for base in inspect.getmro(kind):
+def _innermost(message: str) -> str:
+    """Without what a union adds to the complaint about a class that was chosen: null would have done as well."""
+    found = re.search(r"^( *)- (?:Problem with given class_path|Import path)", message, re.MULTILINE)
+    if not found:
+        return message
+    block = message[found.start() :].splitlines()
+    end = next((n for n, text in enumerate(block) if n and not text.startswith(f"{found[1]}  ")), len(block))
+    return "\n".join([message.splitlines()[0], *block[:end]])
+
+
+def arguments_of(kind: str | type) -> dict[str, inspect.Parameter]:
+    """The arguments that a class takes, inherited ones included; none where it cannot be imported."""
+    if isinstance(kind, str):
+        module, _, name = kind.rpartition(".")
+        try:
+            kind = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError):
+            return {}
+    found: dict[str, inspect.Parameter] = {}
+    for base in inspect.getmro(kind) if isinstance(kind, type) else ():
         if "__init__" in vars(base) and base is not object:
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            names += [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return sorted({name for name in names if name not in ("self", "params", "optimizer")})
+            for parameter in inspect.signature(vars(base)["__init__"]).parameters.values():
+                if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                    found.setdefault(parameter.name, parameter)
+    return {name: parameter for name, parameter in found.items() if name not in ("self", "params", "optimizer")}
 
 
 def _key(message: str) -> str:
@@ -66,7 +85,10 @@ def _key(message: str) -> str:
 def _place(message: str, line: CommandLine, argument: str | None = None) -> str:
     """`file: key: ` of the thing a message complains about."""
     key = canonical(_key(message) + (f".{argument}" if argument else ""))
-    given = line.find(key) or next((setting for setting in line.settings if setting.key.startswith(f"{key}.")), None)
+    if not key:
+        return ""
+    below = (setting for setting in reversed(line.settings) if setting.key.startswith(f"{key}."))
+    given = line.find(key) or line.find_class(key) or next(below, None)
     return f"{given.source if given else COMMAND_LINE}: {key}: "
 
 
@@ -77,7 +99,9 @@ def _class(message: str) -> str:
 
 def _unknown_option(option: str, keys: Iterable[str]) -> str:
     name = option.partition("=")[0]
-    return f"{COMMAND_LINE}: no option {name}{did_you_mean(name.lstrip('-'), keys)}"
+    if not name.startswith("-"):
+        return f"{COMMAND_LINE}: {name} is not an option; options start with --"
+    return f"{COMMAND_LINE}: no option {name}{did_you_mean(name, (f'--{key}' for key in keys))}"
 
 
 def _unknown_key(key: str, line: CommandLine, keys: Iterable[str]) -> str:
@@ -89,13 +113,31 @@ def _unknown_key(key: str, line: CommandLine, keys: Iterable[str]) -> str:
     return f"{given.source if given else COMMAND_LINE}: no setting {key}{near}"
 
 
-def _required(key: str, line: CommandLine) -> str:
+def _required(names: str, message: str, line: CommandLine) -> str:
+    if kind := _class(message):
+        return f"{_place(message, line)}{kind} needs {names}"
+    key = names.split(".", 1)[-1]
     if key.startswith("model.net"):
         return (
             f"{line.command} needs a net; give a system's YAML: "
             f"python main.py {line.command} --config experiments/vip_rope.yaml"
         )
     return f"{line.command} needs --{key}"
+
+
+def _unknown_in_group(found: re.Match[str], message: str, line: CommandLine) -> str:
+    group, name = found[1], found[2]
+    parameter = arguments_of(_class(message)).get(group)
+    fields = arguments_of(parameter.annotation) if parameter and isinstance(parameter.annotation, type) else {}
+    return f"{_place(message, line, f'{group}.{name}')}no such setting{did_you_mean(name, fields)}"
+
+
+def _other_kind(found: re.Match[str], message: str, line: CommandLine) -> str:
+    return f"{_place(message, line)}{found[1]} is no {found[2]}"
+
+
+def _no_class(found: re.Match[str], message: str, line: CommandLine) -> str:
+    return f"{_place(message, line)}expected a class_path of a {found[1]}, got {found[2]}"
 
 
 def _unknown_argument(argument: str, message: str, line: CommandLine) -> str:
