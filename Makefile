@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test
 
-# Trains HybridViP with rotary positions on Digits and tests it. Runs are named by their time, so the last is the new one.
+# Trains HybridViP with rotary positions on Digits and tests it. Runs are named by their time: the last is the new one.
 quickstart: .venv/installed
 	$(BIN)/python main.py fit --config experiments/hybrid_vip_rope.yaml --config experiments/overlays/digits.yaml
 	$(BIN)/python main.py test --ckpt_path "$$(ls -d runs/hybrid_vip_rope/* | tail -n 1)"
