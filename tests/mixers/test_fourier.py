@@ -1,0 +1,45 @@
+"""Fourier mixing is the formula of its paper, at any length, and leaves half precision where it must."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests import reference
+from vix.mixers import FourierMixing
+from vix.tokens import Tokens
+
+
+@pytest.mark.parametrize(("count", "dim"), [(13, 6), (16, 8), (1, 5), (7, 1), (65, 48)])
+def test_it_is_the_real_part_of_the_transform_over_tokens_and_channels(count: int, dim: int) -> None:
+    torch.manual_seed(0)
+    tokens = Tokens((count, 1))
+    x = torch.randn(2, count, dim, dtype=torch.float64, requires_grad=True)
+    out, expected = FourierMixing(dim, tokens)(x, tokens), reference.fourier(x)
+    assert_close(out, expected)
+    cotangent = torch.randn_like(out)
+    assert_close(torch.autograd.grad(out, x, cotangent), torch.autograd.grad(expected, x, cotangent))
+
+
+def test_it_has_no_parameters_and_takes_any_length() -> None:
+    mixer = FourierMixing(4, Tokens((2, 2)))
+    assert not mixer.state_dict()
+    x = torch.randn(1, 15, 4, dtype=torch.float64)
+    assert_close(mixer(x, Tokens((3, 5))), reference.fourier(x))
+
+
+def test_float16_comes_back_as_float32_since_values_leave_its_range() -> None:
+    x = torch.full((1, 1024, 128), 2.0, dtype=torch.float16)
+    out = FourierMixing(128, Tokens((32, 32)))(x, Tokens((32, 32)))
+    assert out.dtype == torch.float32
+    # The constant's whole sum, which is four times float16's largest number.
+    assert out[0, 0, 0] == 2 * 1024 * 128
+
+
+def test_bfloat16_is_transformed_in_float32() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 65, 32).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = FourierMixing(32, Tokens((8, 8), 1))(x, Tokens((8, 8), 1))
+    assert out.dtype == torch.bfloat16
+    # One rounding, of the result.
+    assert_close(out.double(), reference.fourier(x.double()), rtol=2**-8, atol=1e-3)
