@@ -1,5 +1,6 @@
 """Weights, inputs and logits of the published models, as the original code gave them.
 
+Source: pranavphoenix/VisionXformer at 7ee52ee (MIT licence), and the PyPI package vision_xformer 0.2.0 (`pip_*`).
 Every JSON in golden/ holds one model: its name, the arguments of its constructor, the shapes of its state dict, and
 the float64 logits of a batch and of its first image alone. Weights are not stored but drawn from a frozen stream.
 """

@@ -105,33 +105,50 @@ def _fnet2d(original: Original, arguments: Mapping[str, Any]) -> Names:
     return names | _blocks(arguments["depth"], "layers.", 0, block)
 
 
-def _sources(names: Names, key: str) -> tuple[str, ...]:
-    """Returns the original's names of one tensor of ours."""
-    if key in names:
-        return names[key]
-    module, _, leaf = key.rpartition(".")
-    return tuple(f"{name}.{leaf}" for name in names[module])
+def sources(original: Original, arguments: Mapping[str, Any], ours: Mapping[str, Tensor]) -> Names:
+    """Returns for each tensor of our net the original's that make it, to be laid one below the other.
+
+    Args:
+        original: The published model.
+        arguments: All arguments of its constructor.
+        ours: The state dict of our net.
+    """
+    tables = {"shell": _shell, "mixer": _mixer, "fnet2d": _fnet2d}
+    names = tables[original.family](original, arguments)
+
+    def theirs(key: str) -> tuple[str, ...]:
+        module, _, leaf = key.rpartition(".")
+        return names[key] if key in names else tuple(f"{name}.{leaf}" for name in names[module])
+
+    return {key: theirs(key) for key in ours}
 
 
-def _add_identities(original: Original, arguments: Mapping[str, Any], state: dict[str, Tensor]) -> None:
+def join(parts: list[Tensor], like: Tensor) -> Tensor | None:
+    """Lays tensors one below the other; None if that does not give the shape of `like`.
+
+    A convolution of one tap becomes a linear map where `like` is one.
+    """
+    if any(part.ndim < like.ndim or any(side != 1 for side in part.shape[like.ndim :]) for part in parts):
+        return None
+    flat = [part.reshape(part.shape[: like.ndim]) for part in parts]
+    if len(flat) > 1 and any(part.shape[1:] != like.shape[1:] for part in flat):
+        return None
+    value = flat[0] if len(flat) == 1 else torch.cat(flat)
+    return value if value.shape == like.shape else None
+
+
+def _identities(original: Original, arguments: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:
     """Writes out the outputs that the original ViT leaves away: with one head as wide as a token there is nothing."""
-    if original.base != "ViT" or arguments["heads"] != 1 or arguments["dim_head"] != arguments["dim"]:
-        return
-    like = next(iter(state.values()))
-    for index in range(arguments["depth"]):
-        name = f"transformer.layers.{index}.0.fn.to_out.0"
-        state[f"{name}.weight"] = torch.eye(arguments["dim"], dtype=like.dtype, device=like.device)
-        state[f"{name}.bias"] = torch.zeros(arguments["dim"], dtype=like.dtype, device=like.device)
+    dim, depth = arguments.get("dim"), arguments["depth"]
+    if original.base != "ViT" or arguments["heads"] != 1 or arguments["dim_head"] != dim:
+        return {}
+    outputs = [f"transformer.layers.{index}.0.fn.to_out.0" for index in range(depth)]
+    weights = {f"{name}.weight": torch.eye(dim).to(like) for name in outputs}
+    return weights | {f"{name}.bias": torch.zeros(dim).to(like) for name in outputs}
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _shaped(value: Tensor, shape: torch.Size) -> Tensor:
-    """Drops the last axes of a convolution of one tap where ours is a linear map."""
-    taps = value.shape[len(shape) :]
-    return value.flatten(len(shape) - 1) if len(taps) and all(side == 1 for side in taps) else value
 
 
 def translate(
@@ -146,29 +163,28 @@ def translate(
         ours: The state dict of our net, for its names and shapes.
 
     Raises:
-        ValueError: If a weight is missing, left over, or has another shape.
+        ValueError: If a weight is missing, left over, has another shape, or is an integer.
     """
-    tables = {"shell": _shell, "mixer": _mixer, "fnet2d": _fnet2d}
-    names = tables[original.family](original, arguments)
     unused = UNUSED_WITH_ROPE if original.rope else ()
     rest = {key: value for key, value in state.items() if key not in unused}
-    _add_identities(original, arguments, rest)
-    sources = {key: _sources(names, key) for key in ours}
-    needed = [name for theirs in sources.values() for name in theirs]
+    if rest:
+        rest |= _identities(original, arguments, next(iter(rest.values())))
+    names = sources(original, arguments, ours)
+    needed = [name for theirs in names.values() for name in theirs]
     problems = []
     if missing := [name for name in needed if name not in rest]:
         problems.append(f"misses {_listed(missing)}")
     if left := sorted(rest.keys() - set(needed)):
-        problems.append(f"does not know {_listed(left)}")
+        problems.append(f"has no place for {_listed(left)}")
     if problems:
         raise ValueError(f"{original.system} with these arguments {' and '.join(problems)}")
     translated = {}
-    for key, theirs in sources.items():
-        parts = [_shaped(rest[name], ours[key].shape) for name in theirs]
-        stackable = len(parts) == 1 or all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts)
-        value = torch.cat(parts) if stackable and len(parts) > 1 else parts[0]
-        if not stackable or value.shape != ours[key].shape:
+    for key, theirs in names.items():
+        value = join([rest[name] for name in theirs], ours[key])
+        if value is None:
             found = ", ".join(f"{name} {tuple(rest[name].shape)}" for name in theirs)
-            raise ValueError(f"{original.system} with these arguments needs {tuple(ours[key].shape)}, got {found}")
+            raise ValueError(f"{original.system} with these arguments needs {tuple(ours[key].shape)} of {found}")
+        if value.is_floating_point() != ours[key].is_floating_point():
+            raise ValueError(f"{original.system}: {', '.join(theirs)} cannot be {value.dtype}")
         translated[key] = value
     return translated

@@ -49,6 +49,15 @@ class Original:
     package: bool = False
     fixed_heads: int | None = None
 
+    @property
+    def ignored(self) -> frozenset[str]:
+        """The arguments that it takes and that change nothing."""
+        names = {"rotary_position_emb"}
+        names |= {"heads", "dim_head"} if self.base == "FNet" else set()
+        names |= {"heads"} if self.fixed_heads else set()
+        names |= {"channels"} if self.hybrid else set()
+        return frozenset(names | ({"image_size"} if self.base == "FNet2D" else set()))
+
     def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Returns all arguments of the constructor.
 
@@ -110,6 +119,11 @@ def _shell(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
     return args
 
 
+def _times(width: int, factor: float) -> int:
+    # Rounded first, since a factor read from shapes is a quotient.
+    return int(round(width * factor, 6))
+
+
 def _mixer(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
     (height, width), (p, q) = pair(given["image_size"], "image_size"), pair(given["patch_size"], "patch_size")
     args = {name: given[name] for name in ("num_classes", "dim", "depth", "channels", "dropout")}
@@ -120,7 +134,8 @@ def _mixer(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
         args["channels"] = 3
     expansion = given["expansion_factor"]
     args |= {"image_size": (height, width), "patch_size": (p, q)}
-    args |= {"token_dim": int((height // p) * (width // q) * expansion), "mlp_dim": int(given["dim"] * expansion)}
+    count = (height // p) * (width // q)
+    args |= {"token_dim": _times(count, expansion), "mlp_dim": _times(given["dim"], expansion)}
     return args
 
 
@@ -129,7 +144,7 @@ def _fnet2d(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
     if original.package:
         return args | {"dim": given["dim"], "mlp_dim": given["mlp_dim"]}
     dim = given["final_dim"]
-    return args | {"image_size": given["image_size"], "dim": dim, "mlp_dim": int(dim * given["mlp_mult"])}
+    return args | {"image_size": given["image_size"], "dim": dim, "mlp_dim": _times(dim, given["mlp_mult"])}
 
 
 _TRAINED = {"image_size": 32, "patch_size": 1, "num_classes": 10, "dim": 128, "depth": 4, "heads": 4, "mlp_dim": 256}
