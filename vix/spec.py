@@ -39,8 +39,11 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, type):
         return {"class_path": class_path(value)}
-    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
-        return {"class_path": class_path(value.func), "init_args": describe(value.keywords)}
+    if isinstance(value, functools.partial):
+        # the partials of jsonargparse call a function of its own with the class as last argument
+        kind = value.args[-1] if value.args else value.func
+        if isinstance(kind, type):
+            return {"class_path": class_path(kind), "init_args": describe(value.keywords)}
     raise TypeError(f"{value!r} cannot be written in a spec: give a class or functools.partial(Class, option=...)")
 
 

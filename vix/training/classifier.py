@@ -15,7 +15,14 @@ from vix.spec import build
 from vix.training.checkpoint import COMPILED, TRUSTED, describe_data, read_checkpoint
 from vix.training.errors import UsageError
 from vix.training.metrics import Scores
-from vix.training.optim import OptimizerFactory, Schedule, ScheduledRate, keep_settings, parameter_groups
+from vix.training.optim import (
+    OptimizerFactory,
+    Schedule,
+    ScheduledRate,
+    import_path,
+    keep_settings,
+    parameter_groups,
+)
 
 
 class ImageBatch(Protocol):
@@ -244,7 +251,7 @@ def factory_spec(factory: OptimizerFactory) -> dict[str, Any] | None:
     for candidate in candidates:
         if isinstance(candidate, type):
             plain = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
-            return {"class_path": f"{candidate.__module__}.{candidate.__qualname__}", "init_args": plain}
+            return {"class_path": import_path(candidate), "init_args": plain}
     return None
 
 

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from vix.measure import parameters, summary
-from vix.training.callbacks import BestAndLast, LineProgress, PredictionTable, RichProgress, RunRecord
+from vix.training.callbacks import BestAndLast, LineProgress, PredictionTable, RandomState, RichProgress, RunRecord
 from vix.training.callbacks.predictions import PREDICT_FILE
 from vix.training.classifier import ImageClassifier
 from vix.training.console import cost_line, quiet, say, scores_line
@@ -178,7 +178,7 @@ class VixCLI(LightningCLI):
         )
         self.record = RunRecord(self.run_folder, config=self.described, costs=self.costs, checkpoints=self.checkpoints)
         if self.subcommand == "fit":
-            callbacks += [self.record]
+            callbacks += [self.record, RandomState()]
             if config.enable_checkpointing is not False:
                 callbacks += [self.checkpoints]
         elif self.plan.checkpoint is not None and self.subcommand in ("test", "predict"):

@@ -1,6 +1,7 @@
 """What is optimised how: parameter groups, and the course of the learning rate by step."""
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +11,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+
+
+def import_path(kind: type) -> str:
+    """The shortest dotted path under which a class is found: `torch.optim.AdamW`, not `torch.optim.adamw.AdamW`."""
+    parts = kind.__module__.split(".")
+    modules = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    found = (name for name in modules if getattr(sys.modules.get(name), kind.__qualname__, None) is kind)
+    return f"{next(found, kind.__module__)}.{kind.__qualname__}"
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
@@ -54,7 +63,7 @@ class Schedule(ABC):
     @property
     def spec(self) -> dict[str, Any]:
         """Class path and arguments, plain types: enough to build it again."""
-        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": dict(vars(self))}
+        return {"class_path": import_path(type(self)), "init_args": dict(vars(self))}
 
 
 class WarmupCosine(Schedule):
@@ -110,7 +119,7 @@ class ScheduledRate(LambdaLR):
         """Goes to a saved place and sets the rates that hold there."""
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]
-        rates = self.get_lr()
+        rates = [full * factor(self.last_epoch) for full, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self._last_lr = rates

@@ -3,6 +3,7 @@
 from vix.training.callbacks.checkpoints import BestAndLast
 from vix.training.callbacks.predictions import PredictionTable
 from vix.training.callbacks.progress import LineProgress, RichProgress
+from vix.training.callbacks.randomness import RandomState
 from vix.training.callbacks.record import RunRecord
 
-__all__ = ["BestAndLast", "LineProgress", "PredictionTable", "RichProgress", "RunRecord"]
+__all__ = ["BestAndLast", "LineProgress", "PredictionTable", "RandomState", "RichProgress", "RunRecord"]
