@@ -111,9 +111,9 @@ class ConvolutionalEmbedding(nn.Module):
         strides = list(zip(factorise(patch_size[0]), factorise(patch_size[1]), strict=True))
         self.stem = nn.Sequential()
         for before, after, stride in zip(widths, widths[1:], strides, strict=False):
-            # An odd kernel with half of it as padding gives exactly one token a stride.
+            # As much padding as a kernel is wider than its stride gives exactly one token a stride, centred on it.
             kernel = (max(3, stride[0] | 1), max(3, stride[1] | 1))
-            padding = (kernel[0] // 2, kernel[1] // 2)
+            padding = ((kernel[0] - stride[0] + 1) // 2, (kernel[1] - stride[1] + 1) // 2)
             self.stem.append(nn.Conv2d(before, after, kernel, stride, padding))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def pair(size: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]:
     Raises:
         ValueError: If it is not one or two positive whole numbers.
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(f"{name} must be a positive whole number or a (height, width) pair of them, got {size!r}")
     return sides[0], sides[1]
