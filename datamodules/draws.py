@@ -26,9 +26,9 @@ def signed(word: int) -> int:
 def mix(z: Tensor) -> Tensor:
     """SplitMix64's finaliser, a bijection of int64, element by element."""
     # torch shifts int64 arithmetically; the masks take the copies of the sign away again
-    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * signed(MIX_1)
-    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * signed(MIX_2)
-    return z ^ ((z >> 31) & ((1 << 33) - 1))
+    z = ((z >> 30).bitwise_and_((1 << 34) - 1)).bitwise_xor_(z).mul_(signed(MIX_1))
+    z = ((z >> 27).bitwise_and_((1 << 37) - 1)).bitwise_xor_(z).mul_(signed(MIX_2))
+    return ((z >> 31).bitwise_and_((1 << 33) - 1)).bitwise_xor_(z)
 
 
 def mix_word(z: int) -> int:
@@ -71,8 +71,14 @@ class Draws:
 
     def uniform(self, stream: str, count: int) -> Tensor:
         """Numbers in [0, 1) with 24 random bits, float32 (b, count)."""
-        return ((self.bits(stream, count) >> 40) & 0xFFFFFF).float() * 2.0**-24
+        return unit(self.bits(stream, count))
 
-    def integers(self, stream: str, count: int, high: int) -> Tensor:
-        """Integers in [0, high), int64 (b, count); `high` at most 2^31, bias below high / 2^32."""
-        return (((self.bits(stream, count) >> 32) & 0xFFFFFFFF) * high) >> 32
+
+def unit(bits: Tensor) -> Tensor:
+    """Random bits as numbers in [0, 1), of which there are 2^24, float32."""
+    return ((bits >> 40) & 0xFFFFFF).float().mul_(2.0**-24)
+
+
+def below(bits: Tensor, high: int) -> Tensor:
+    """Random bits as integers in [0, high), int64; `high` at most 2^31, bias below high / 2^32."""
+    return (((bits >> 32) & 0xFFFFFFFF) * high) >> 32

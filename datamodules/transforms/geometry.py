@@ -1,10 +1,8 @@
-"""Moves of pixels, each image by its own amount: crop, flip, and affine maps.
+"""Moves of pixels, each image by its own amount: crop, mirror, and affine maps.
 
 Every function takes uint8 images (b, c, y, x) and one parameter for each image, (b,), and equals the function of
 torchvision.transforms.v2.functional named in its docstring, called image by image.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +10,14 @@ from torch import Tensor
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """`pad` with black on all sides, `crop` to the old size at (top, left), `horizontal_flip` where asked: one gather.
+    """`pad` with black on all sides, `crop` to the old size at (top, left), `horizontal_flip` where asked.
+
+    In memory a crop begins a few pixels after its padded image and has the same strides, so a batch of crops is a batch
+    of copies of whole images from places of their own; mirrored ones come from a mirrored second half.
 
     Args:
         images: uint8 (b, c, y, x).
-        top: Row of the padded image where the crop begins, int64 (b,).
+        top: Row of the padded image where the crop begins, 0 to twice the padding, int64 (b,).
         left: Column likewise.
         flip: Whether the cropped image is mirrored, bool (b,).
         padding: Pixels added on each side.
@@ -25,50 +26,45 @@ def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: 
         Images of the same shape.
     """
     b, c, height, width = images.shape
-    padded = F.pad(images, (padding, padding, padding, padding)) if padding else images
-    y = top[:, None] + torch.arange(height, device=images.device)
-    x = torch.arange(width, device=images.device).expand(b, width)
-    x = torch.where(flip[:, None], width - 1 - x, x) + left[:, None]
-    pixels = (y[:, :, None] * padded.shape[-1] + x[:, None, :]).flatten(1)
-    return padded.flatten(2).gather(2, pixels[:, None].expand(b, c, -1)).view_as(images)
+    rows, columns = height + 2 * padding, width + 2 * padding
+    size = c * rows * columns
+    # the last image's crop may reach beyond its end, into what is cut off
+    both = images.new_zeros((2 * b + 1) * size)
+    padded = both[: 2 * b * size].view(2, b, c, rows, columns)[
+        ..., padding : padding + height, padding : padding + width
+    ]
+    padded[0] = images
+    padded[1] = images.flip(-1)
+    image = torch.arange(b, device=images.device) + flip * b
+    first = image * size + top * columns + torch.where(flip, 2 * padding - left, left)
+    crops = both.as_strided((2 * b * size + 1, size), (1, 1)).index_select(0, first)
+    return crops.view(b, c, rows, columns)[..., :height, :width].contiguous()
 
 
-def inverse_affine(angle: Tensor, shear_x: Tensor, shear_y: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
-    """Maps from a pixel of the result to one of the source, about the centre, as `affine` builds them.
+def inverse_map(
+    shear_x: Tensor, shear_y: Tensor, shift_x: Tensor, shift_y: Tensor, degrees: Tensor, height: int, width: int
+) -> Tensor:
+    """Maps from the pixels of a result to those of its source, about the centre: one move for each image.
 
-    Args:
-        angle: Clockwise rotation of the image, radians, float64 (b,).
-        shear_x: Angle of the shear along x, radians.
-        shear_y: Angle of the shear along y, radians.
-        shift_x: Pixels to the right.
-        shift_y: Pixels down.
+    Of the five amounts of an image all but one are zero. Shears are tangents and leave the upper left corner where it
+    is, shifts are whole pixels to the right and down, rotations are counter-clockwise: as in torchvision's policies.
 
     Returns:
-        float64 (b, 2, 3).
+        float32 (b, 2, 3).
     """
-    # rotation after both shears: entries of the forward 2 x 2 matrix, of determinant 1
-    a = (angle - shear_y).cos() / shear_y.cos()
-    c = (angle - shear_y).sin() / shear_y.cos()
-    b = -(a * shear_x.tan() + angle.sin())
-    d = angle.cos() - c * shear_x.tan()
-    x = torch.stack([d, -b, -(d * shift_x - b * shift_y)], dim=-1)
-    y = torch.stack([-c, a, -(a * shift_y - c * shift_x)], dim=-1)
-    return torch.stack([x, y], dim=-2)
-
-
-def about_corner(matrix: Tensor, height: int, width: int) -> Tensor:
-    """The same map, its fixed point moved from the centre to the upper left corner (torchvision's `center=[0, 0]`)."""
-    corner = matrix.new_tensor([-width / 2, -height / 2])
-    offset = matrix[..., 2] + corner - matrix[..., :2] @ corner
-    return torch.cat([matrix[..., :2], offset[..., None]], dim=-1)
+    turn = -degrees.deg2rad()
+    cos, sin = turn.cos(), turn.sin()
+    x = (cos, sin + shear_x, shear_x * (height / 2) - shift_x)
+    y = (shear_y - sin, cos, shear_y * (width / 2) - shift_y)
+    return torch.stack(x + y, dim=-1).float().view(-1, 2, 3)
 
 
 def warp(images: Tensor, matrix: Tensor, mode: str = "nearest") -> Tensor:
-    """`affine` with black outside, for the inverse maps of `inverse_affine`.
+    """`affine` with black outside.
 
     Args:
         images: uint8 (b, c, y, x).
-        matrix: One map for each image, (b, 2, 3).
+        matrix: Of `inverse_map`, float32 (b, 2, 3).
         mode: "nearest" or "bilinear".
 
     Returns:
@@ -77,17 +73,15 @@ def warp(images: Tensor, matrix: Tensor, mode: str = "nearest") -> Tensor:
     height, width = images.shape[-2:]
     y = torch.arange(height, device=images.device) - (height - 1) / 2
     x = torch.arange(width, device=images.device) - (width - 1) / 2
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
-    points = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1).flatten(0, 1)
-    scale = matrix.new_tensor([[width / 2], [height / 2]])
-    # float32 from here on, as torchvision has it: ties between two pixels fall alike
-    grid = points @ (matrix.float() / scale.float()).mT
-    grid = grid.view(-1, height, width, 2)
+    points = torch.stack([x.expand(height, width), y[:, None].expand(height, width), x.new_ones(height, width)])
+    # in the order of torchvision's operations, so that ties between two pixels fall alike
+    grid = (matrix / matrix.new_tensor([[width / 2], [height / 2]])).flatten(0, 1) @ points.flatten(1)
+    grid = grid.view(-1, 2, height, width).permute(0, 2, 3, 1)
     return F.grid_sample(images.float(), grid, mode=mode, align_corners=False).round_().to(torch.uint8)
 
 
 def rotate(images: Tensor, degrees: Tensor, mode: str = "bilinear") -> Tensor:
     """`rotate`: counter-clockwise about the centre, black outside."""
-    radians = -degrees.double() * (math.pi / 180)
-    zero = torch.zeros_like(radians)
-    return warp(images, inverse_affine(radians, zero, zero, zero, zero), mode)
+    degrees = degrees.double()
+    zero = torch.zeros_like(degrees)
+    return warp(images, inverse_map(zero, zero, zero, zero, degrees, *images.shape[-2:]), mode)

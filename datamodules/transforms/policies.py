@@ -5,15 +5,16 @@ arXiv:2103.10158. Images with the same operation are changed together, so a batc
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from datamodules.draws import Draws
+from datamodules.draws import Draws, below
 from datamodules.transforms import colour
-from datamodules.transforms.geometry import about_corner, inverse_affine, warp
+from datamodules.transforms.geometry import inverse_map, warp
 
-# the names are torchvision's; the geometric ones come last and are one kind
+# the names are torchvision's; the geometric ones come last, in the order of `inverse_map`, and are one kind
 OPERATIONS = (
     "Identity",
     "Brightness",
@@ -60,33 +61,27 @@ def apply(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     """
     kind = operation.clamp(max=FIRST_GEOMETRIC)
     sizes: list[int] = kind.bincount(minlength=FIRST_GEOMETRIC + 1).tolist()
-    images = images.clone()
-    for number, rows in enumerate(kind.argsort().split(sizes)):
-        if not len(rows) or OPERATIONS[number] == "Identity":
+    # sorted by kind, the images of each lie together: one copy there and one back
+    order = kind.argsort()
+    result = images.index_select(0, order)
+    parts = zip(result.split(sizes), operation[order].split(sizes), strength[order].split(sizes), strict=True)
+    for number, (part, which, amount) in enumerate(parts):
+        if not len(part) or OPERATIONS[number] == "Identity":
             continue
         if number == FIRST_GEOMETRIC:
-            images[rows] = _geometric(images[rows], operation[rows], strength[rows])
+            part.copy_(_geometric(part, which, amount))
         else:
-            images[rows] = COLOUR[OPERATIONS[number]](images[rows], strength[rows])
-    return images
+            part.copy_(COLOUR[OPERATIONS[number]](part, amount))
+    return result.index_select(0, order.argsort())
 
 
 def _geometric(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
-    def only(name: str, amount: Tensor) -> Tensor:
-        return torch.where(operation == OPERATIONS.index(name), amount, 0.0)
-
-    shear_x, shear_y = only("ShearX", strength.atan()), only("ShearY", strength.atan())
-    matrix = inverse_affine(
-        -only("Rotate", strength.deg2rad()),
-        shear_x,
-        shear_y,
-        only("TranslateX", strength.trunc()),
-        only("TranslateY", strength.trunc()),
-    )
-    sheared = ((shear_x != 0) | (shear_y != 0))[:, None, None]
-    return warp(images, torch.where(sheared, about_corner(matrix, *images.shape[-2:]), matrix))
+    which = torch.arange(FIRST_GEOMETRIC, len(OPERATIONS), device=images.device)
+    shear_x, shear_y, right, down, degrees = (strength[:, None] * (operation[:, None] == which)).unbind(1)
+    return warp(images, inverse_map(shear_x, shear_y, right.trunc(), down.trunc(), degrees, *images.shape[-2:]))
 
 
+@lru_cache(maxsize=8)
 def strengths(wide: bool, height: int, width: int) -> Tensor:
     """Magnitude of each operation in each bin, in torchvision's units, float64 (operations, bins).
 
@@ -126,8 +121,6 @@ class RandAugment:
         ValueError: If an argument is out of its range.
     """
 
-    stream = "randaugment"
-
     def __init__(self, num_ops: int = 2, magnitude: int = 9) -> None:
         if num_ops < 1:
             raise ValueError(f"num_ops must be at least 1, got {num_ops}")
@@ -137,28 +130,25 @@ class RandAugment:
         self.magnitude = magnitude
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        table = strengths(False, *images.shape[-2:]).to(images.device)
-        bins = torch.full((len(images), self.num_ops), self.magnitude, device=images.device)
-        return _in_turn(images, draws, self.stream, table, bins)
+        return _in_turn(images, draws, "randaugment", self.num_ops, False, self.magnitude)
 
 
 class TrivialAugmentWide:
     """One operation of a magnitude that is drawn as well."""
 
-    stream = "trivialaugment"
-
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        table = strengths(True, *images.shape[-2:]).to(images.device)
-        return _in_turn(images, draws, self.stream, table, draws.integers(f"{self.stream} magnitude", 1, BINS))
+        return _in_turn(images, draws, "trivialaugment", 1, True, None)
 
 
-def _in_turn(images: Tensor, draws: Draws, stream: str, table: Tensor, bins: Tensor) -> Tensor:
-    count = bins.shape[1]
-    operations = draws.integers(stream, count, len(OPERATIONS))
-    signed = torch.tensor([name in SIGNED for name in OPERATIONS], device=images.device)
-    negative = (draws.uniform(f"{stream} sign", count) < 0.5) & signed[operations]
-    strength = table[operations, bins]
-    strength = torch.where(negative, -strength, strength)
-    for turn in range(count):
+def _in_turn(images: Tensor, draws: Draws, stream: str, turns: int, wide: bool, magnitude: int | None) -> Tensor:
+    """Changes each image by `turns` operations, of one magnitude or of magnitudes of their own."""
+    bits = draws.bits(stream, 3 * turns)
+    operations = below(bits[:, :turns], len(OPERATIONS))
+    bins = below(bits[:, turns : 2 * turns], BINS) if magnitude is None else torch.full_like(operations, magnitude)
+    sign = 1 - 2 * below(bits[:, 2 * turns :], 2)
+    strength = strengths(wide, *images.shape[-2:]).to(images.device)[operations, bins]
+    signed = torch.tensor([name in SIGNED for name in OPERATIONS], device=images.device)[operations]
+    strength = torch.where(signed, strength * sign, strength)
+    for turn in range(turns):
         images = apply(images, operations[:, turn], strength[:, turn])
     return images

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from datamodules.draws import Draws
+from datamodules.draws import Draws, below, unit
 from datamodules.transforms.geometry import crop_flip, rotate
 
 
@@ -25,8 +25,9 @@ class RandomCropFlip:
         self.flip = flip
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        top, left = draws.integers("crop", 2, 2 * self.padding + 1).unbind(1)
-        return crop_flip(images, top, left, draws.uniform("flip", 1)[:, 0] < self.flip, self.padding)
+        bits = draws.bits("crop and flip", 3)
+        top, left = below(bits[:, :2], 2 * self.padding + 1).unbind(1)
+        return crop_flip(images, top, left, unit(bits[:, 2]) < self.flip, self.padding)
 
 
 class RandomRotation:
@@ -72,17 +73,18 @@ class RandomErasing:
 
     def boxes(self, draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """First row, first column, height and width of each image's rectangle, int64 (b,); 0 high: none."""
-        area, aspect = draws.uniform("erase shape", 2 * self.attempts).double().chunk(2, dim=1)
+        uniform = draws.uniform("erase", 3 + 2 * self.attempts)
+        area, aspect = uniform[:, 3:].chunk(2, dim=1)
         area = height * width * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         aspect = (low + aspect * (high - low)).exp()
         heights, widths = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
         fits = (heights < height) & (widths < width)
         first = fits.byte().argmax(1, keepdim=True)
-        erased = fits.any(1) & (draws.uniform("erase", 1)[:, 0] < self.probability)
+        erased = fits.any(1) & (uniform[:, 0] < self.probability)
         h = heights.gather(1, first)[:, 0] * erased
         w = widths.gather(1, first)[:, 0] * erased
-        y, x = draws.uniform("erase place", 2).double().unbind(1)
+        y, x = uniform[:, 1:3].unbind(1)
         return (y * (height - h + 1)).long(), (x * (width - w + 1)).long(), h, w
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
@@ -91,8 +93,8 @@ class RandomErasing:
         top, left, h, w = (value[:, None] for value in self.boxes(draws, height, width))
         y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)
-        kept = ~(rows[:, None, :, None] & columns[:, None, None, :])
-        return images.mul_(kept)
+        erased = rows[:, None, :, None].to(images.dtype) * columns[:, None, None, :].to(images.dtype)
+        return images.mul_(1 - erased)
 
 
 def _check_probability(name: str, value: float) -> None:
