@@ -44,6 +44,7 @@ class MappedSamples(Samples):
 
     @cached_property
     def images(self) -> Tensor:
+        """All images, uint8 (n, c, y, x), read from the disk where they are touched."""
         # copy-on-write: torch warns of arrays that cannot be written; nothing of ours writes to it
         return torch.from_numpy(np.load(self.folder / "images.npy", mmap_mode="c"))
 
