@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from vix.attention.base import Attention, AttentionSpec
 from vix.layers import full_precision
@@ -30,39 +31,154 @@ def orthogonal_features(count: int, dim: int) -> Tensor:
     return torch.cat(blocks)[:count] * torch.randn(count, dim).norm(dim=-1, keepdim=True)
 
 
-@full_precision
+def regulariser(dim: int, features: int, as_published: bool) -> float:
+    """Returns eps: 1e-4 as published, otherwise sqrt(d) / (2 r), a shrinkage to the mean that fades with more features."""
+    return PUBLISHED_EPS if as_published else math.sqrt(dim) / (2 * features)
+
+
+def with_ones(v: Tensor) -> Tensor:
+    """Appends a column of ones to the values, so that one product gives numerator and denominator."""
+    return torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
+
+
+def half_square(x: Tensor) -> Tensor:
+    """Returns |x|^2 / 2 of x scaled by d^-1/4, one number a token (... 1)."""
+    return x.square().sum(dim=-1, keepdim=True) * (0.5 * x.shape[-1] ** -0.5)
+
+
 def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
     """Computes phi(q) (phi(k)^T v) / (phi(q) phi(k)^T 1) with phi(x) = exp(W x - |x|^2 / 2 - M) + eps.
 
     Queries and keys are first scaled by d^-1/4. The paper's factor r^-1/2 cancels. M, the stabiliser, cancels but for
-    eps, the regulariser.
+    eps, the regulariser. This is the plain form, for torch.compile to fuse; `Favor` is held to it.
 
     Args:
         q: Queries (b h n d).
         k: Keys (b h m d).
         v: Values (b h m e).
         projection: The random directions W (r d).
-        as_published: M is the maximum of W x before the norm term, for keys that of the whole batch, and eps is 1e-4.
-            Otherwise M is the maximum of the whole exponent, per token for queries and per image and head for keys, and
-            eps is sqrt(d) / (2 r): a shrinkage towards the mean value that fades as features are added.
+        as_published: M is the maximum of W x before the norm term, for keys that of the whole batch. Otherwise M is the
+            maximum of the whole exponent, per token for queries and per image and head for keys.
     """
-    scale = q.shape[-1] ** -0.25
-    q, k = q * scale, k * scale
-    q_products, k_products = q @ projection.mT, k @ projection.mT
-    q_exponents = q_products - q.square().sum(dim=-1, keepdim=True) / 2
-    k_exponents = k_products - k.square().sum(dim=-1, keepdim=True) / 2
+    eps = regulariser(q.shape[-1], projection.shape[0], as_published)
+    scaled = projection.mT * q.shape[-1] ** -0.25
+    q_products, k_products = q @ scaled, k @ scaled
+    q_exponents, k_exponents = q_products - half_square(q), k_products - half_square(k)
+    # Gradients pass through both: beside the default eps they are as large as the rest.
     if as_published:
-        eps = PUBLISHED_EPS
         q_top, k_top = q_products.amax(dim=-1, keepdim=True), k_products.amax()
     else:
-        eps = math.sqrt(q.shape[-1]) / (2 * projection.shape[0])
-        # Gradients pass through both: beside this eps they are as large as the rest.
         q_top, k_top = q_exponents.amax(dim=-1, keepdim=True), k_exponents.amax(dim=(-2, -1), keepdim=True)
     q_features, k_features = (q_exponents - q_top).exp() + eps, (k_exponents - k_top).exp() + eps
-    # One more column of ones makes one product serve numerator and denominator.
-    context = k_features.mT @ torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
-    sums = q_features @ context
+    sums = q_features @ (k_features.mT @ with_ones(v))
     return sums[..., :-1] / sums[..., -1:]
+
+
+class Favor(torch.autograd.Function):
+    """The same as `favor` in fewer passes over the features, which are made again in backward instead of being kept.
+
+    Query features are needed up to a factor per token, which cancels: phi(q) ~ f softmax(W q) + g, where the softmax is
+    one fused pass, f is exp(-|q|^2 / 2) as published and 1 otherwise, and g is eps times the largest softmax. The
+    regulariser is never added to a feature: it enters the products as a term of rank one. Kept for backward are the
+    inputs, the context (r e+1) of each head, and three numbers a query.
+    """
+
+    @staticmethod
+    def products(x: Tensor, directions: Tensor) -> Tensor:
+        """Returns x W^T (b h n r) head by head: one product over all tokens is half as fast where r is odd to the CPU."""
+        b, h = x.shape[:2]
+        heads = x.contiguous().flatten(0, 1)
+        return torch.bmm(heads, directions.mT.contiguous().expand(b * h, -1, -1)).unflatten(0, (b, h))
+
+    @staticmethod
+    def key_features(k: Tensor, directions: Tensor, as_published: bool) -> tuple[Tensor, Tensor]:
+        """Returns exp(W k - |k|^2 / 2 - M), and the exponents' maximum of each token (b h m) that M was found in."""
+        features = Favor.products(k, directions)
+        if as_published:
+            tops = features.amax(dim=-1)
+            features -= half_square(k) + tops.max()
+        else:
+            features -= half_square(k)
+            tops = features.amax(dim=-1)
+            features -= tops.amax(dim=-1)[..., None, None]
+        return features.exp_(), tops
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
+        """Maps (b h n d), (b h m d), (b h m e) and directions (r d) to (b h n e), stored as (b n h e)."""
+        eps = regulariser(q.shape[-1], projection.shape[0], as_published)
+        directions = projection * q.shape[-1] ** -0.25
+        features, _ = Favor.key_features(k, directions, as_published)
+        values = with_ones(v)
+        context = features.mT @ values
+        context += eps * values.sum(dim=-2, keepdim=True)
+        weights = Favor.products(q, directions).softmax(dim=-1)
+        largest = weights.amax(dim=-1, keepdim=True)
+        sums = weights @ context
+        if as_published:
+            sums *= half_square(q).neg().exp()
+        sums += (eps * largest) * context.sum(dim=-2, keepdim=True)
+        ctx.save_for_backward(q, k, v, projection, context, largest, sums[..., -1:].clone())
+        ctx.as_published = as_published
+        b, h, n, _ = q.shape
+        out = q.new_empty(b, n, h, v.shape[-1]).transpose(1, 2)
+        return torch.div(sums[..., :-1], sums[..., -1:], out=out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradient (b h n e) of the output to those of q, k and v."""
+        q, k, v, projection, context, largest, normaliser = ctx.saved_tensors
+        as_published = ctx.as_published
+        eps, scale = regulariser(q.shape[-1], projection.shape[0], as_published), q.shape[-1] ** -0.25
+        directions = projection * scale
+        values = with_ones(v)
+
+        # Of the quotient: the numerator's e columns, then the denominator's one.
+        weights = Favor.products(q, directions).softmax(dim=-1)
+        factor = half_square(q).neg().exp() if as_published else torch.ones_like(normaliser)
+        out = weights @ context[..., :-1] * factor
+        out += (eps * largest) * context[..., :-1].sum(dim=-2, keepdim=True)
+        grad_sums = torch.cat([grad, -(grad * out).sum(dim=-1, keepdim=True) / normaliser], dim=-1) / normaliser
+        grad_context = (eps * largest).mT @ grad_sums
+        grad_sums *= factor
+        grad_context = grad_context + weights.mT @ grad_sums
+
+        # Of the queries' exponents. The stabiliser takes away from the largest what it gives to all.
+        exponents = (grad_sums @ context.mT).mul_(weights)
+        row = exponents.sum(dim=-1, keepdim=True)
+        is_largest = weights == largest
+        exponents -= is_largest * (row / is_largest.sum(dim=-1, keepdim=True))
+        grad_q = exponents @ directions
+        if as_published:
+            grad_q -= row * scale**2 * q
+
+        # Of the keys' exponents.
+        features, tops = Favor.key_features(k, directions, as_published)
+        grad_v = features @ grad_context[..., :-1]
+        grad_v += eps * grad_context[..., :-1].sum(dim=-2, keepdim=True)
+        exponents = (values @ grad_context.mT).mul_(features)
+        row = exponents.sum(dim=-1, keepdim=True)
+        grad_k = exponents @ directions
+        # One maximum for the whole batch, or one a head; the norm term stands outside of the former.
+        groups = 1 if as_published else tops.shape[0] * tops.shape[1]
+        token = tops.reshape(groups, -1).argmax(dim=-1)[:, None, None]
+        rows, gradients = row.view(groups, -1, 1), grad_k.view(groups, -1, k.shape[-1])
+        largest_row = features.view(groups, -1, features.shape[-1]).gather(1, token.expand(-1, -1, features.shape[-1]))
+        total = rows.sum(dim=1, keepdim=True)
+        gradients.scatter_add_(1, token.expand(-1, -1, k.shape[-1]), -total * directions[largest_row.argmax(dim=-1)])
+        if not as_published:
+            rows.scatter_add_(1, token, -total)
+        grad_k -= row * scale**2 * k
+        return grad_q, grad_k, grad_v, None, None
+
+
+@full_precision
+def attend(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
+    """Computes `favor`, by hand where nothing fuses it for us."""
+    if torch.compiler.is_compiling():
+        return favor(q, k, v, projection, as_published)
+    return Favor.apply(q, k, v, projection, as_published)
 
 
 class Performer(Attention):
@@ -94,4 +210,4 @@ class Performer(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) to (b h n e)."""
-        return favor(q, k, v, self.projection, self.as_published)
+        return attend(q, k, v, self.projection, self.as_published)
