@@ -9,6 +9,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuses arguments that count something and are no positive whole number.
+
+    Raises:
+        ValueError: With the first such argument's name and value.
+    """
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {count!r}")
+
+
+def check_rates(**rates: Any) -> None:
+    """Refuses arguments that are probabilities of dropping something and are not in [0, 1).
+
+    Raises:
+        ValueError: With the first such argument's name and value.
+    """
+    for name, rate in rates.items():
+        if type(rate) not in (int, float) or not 0 <= rate < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {rate!r}")
 
 
 def widen(x: Tensor) -> Tensor:
@@ -55,6 +79,71 @@ class FeedForward(nn.Module):
         return self.dropout(self.contract(x))
 
 
+class NormedFeedForward(torch.autograd.Function):
+    """A feed-forward network of normalised tokens that keeps its input and the hidden values before their activation.
+
+    What normalisation and GELU made is made again in backward: one pass over memory each, where keeping them costs three
+    of the block's widths. Under autocast the products run in its dtype, and so does their backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        expand: Tensor,
+        expand_bias: Tensor,
+        contract: Tensor,
+        contract_bias: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """Maps (b n c) to (b n c)."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
+            wide = widen(x)
+            normed, mean, scale = torch.native_layer_norm(wide, (x.shape[-1],), gain, shift, eps)
+            hidden = functional.linear(normed.to(dtype), expand.to(dtype), expand_bias.to(dtype))
+            out = functional.linear(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
+        ctx.save_for_backward(x, mean, scale, hidden, gain, shift, expand, contract)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradient (b n c) of the output to those of the input and of the six parameters."""
+        x, mean, scale, hidden, gain, shift, expand, contract = ctx.saved_tensors
+        dtype = hidden.dtype
+        grad, hidden = grad.flatten(0, -2), hidden.flatten(0, -2)
+        grad_contract = grad.mT @ functional.gelu(hidden)
+        grad_hidden = torch.ops.aten.gelu_backward(grad @ contract.to(dtype), hidden)
+        wide = widen(x)
+        # In place where it can be: a fresh buffer costs more than the arithmetic.
+        normed = torch.sub(wide, mean).mul_(scale).mul_(gain).add_(shift).to(dtype).flatten(0, -2)
+        grad_expand = grad_hidden.mT @ normed
+        grad_normed = (grad_hidden @ expand.to(dtype)).to(wide.dtype).view_as(x)
+        grad_x, grad_gain, grad_shift = torch.ops.aten.native_layer_norm_backward(
+            grad_normed, wide, (x.shape[-1],), mean, scale, gain, shift, (True, True, True)
+        )
+        parameters = (grad_expand, grad_hidden.sum(dim=0), grad_contract, grad.sum(dim=0))
+        return (
+            grad_x.to(x.dtype),
+            grad_gain,
+            grad_shift,
+            *(gradient.to(gain.dtype) for gradient in parameters),
+            None,
+        )
+
+
+def normed_feed_forward(x: Tensor, norm: nn.LayerNorm, mlp: FeedForward) -> Tensor:
+    """Computes `mlp(norm(x))`, keeping less for backward where nothing drops and no compiler does it for us."""
+    if torch.compiler.is_compiling() or (mlp.training and mlp.dropout.p > 0):
+        return mlp(norm(x))
+    weights = (norm.weight, norm.bias, mlp.expand.weight, mlp.expand.bias, mlp.contract.weight, mlp.contract.bias)
+    return NormedFeedForward.apply(x, *weights, norm.eps)
+
+
 class DropPath(nn.Module):
     """Drops a whole residual branch for a random part of the images of a batch, and keeps the expectation.
 
@@ -69,8 +158,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(f"drop_path must be at least 0 and below 1, got {rate}")
+        check_rates(drop_path=rate)
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:

@@ -72,5 +72,5 @@ def test_dropout_drops_weights_in_training_only() -> None:
 
 
 def test_rank_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="rank must be positive, got 0"):
+    with pytest.raises(ValueError, match="rank must be a positive whole number, got 0"):
         Linformer(AttentionSpec(2, 8, ODD, ODD), rank=0)

@@ -108,7 +108,7 @@ def test_named_systems_know_what_other_keys_need() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_landmarks": 0}, "num_landmarks must be positive, got 0"),
+        ({"num_landmarks": 0}, "num_landmarks must be a positive whole number, got 0"),
         ({"iterations": 0}, "iterations must be positive, or None for the exact pseudo-inverse, got 0"),
         ({"residual_kernel": 4}, "residual_kernel must be odd and positive, or None for no convolution, got 4"),
         ({"residual_kernel": -1}, "residual_kernel must be odd and positive"),

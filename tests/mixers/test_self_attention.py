@@ -100,8 +100,8 @@ def test_dropout_is_of_the_output_and_in_training_only() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 0}, "heads.* must be positive.*0"),
-        ({"dim_head": -1}, "dim_head must be positive.*-1"),
+        ({"heads": 0}, "heads must be a positive whole number, got 0"),
+        ({"dim_head": -1}, "dim_head must be a positive whole number, got -1"),
         ({"dim_head": 7, "rotary": "rope"}, "'rope' turns pairs, so dim_head must be a multiple of 2, got 7"),
         ({"dim_head": 6, "rotary": "rope_axial"}, "'rope_axial' .* multiple of 4, got 6"),
     ],

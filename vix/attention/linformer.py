@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vix.attention.base import Attention, AttentionSpec
+from vix.layers import check_counts, check_rates
 
 
 class Linformer(Attention):
@@ -24,7 +25,7 @@ class Linformer(Attention):
         dropout: Probability of dropping a weight.
 
     Raises:
-        ValueError: If the rank is not positive.
+        ValueError: If the rank is not positive or the dropout is no probability below 1.
     """
 
     accepts_one_kv_head = True
@@ -33,8 +34,8 @@ class Linformer(Attention):
         self, spec: AttentionSpec, *, rank: int = 64, share_projection: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__(spec)
-        if rank < 1:
-            raise ValueError(f"rank must be positive, got {rank}")
+        check_counts(rank=rank)
+        check_rates(dropout=dropout)
         self.dropout = dropout
         self.project_keys = nn.Parameter(torch.empty(spec.keys.count, rank))
         self.project_values = None if share_projection else nn.Parameter(torch.empty(spec.keys.count, rank))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vix.attention.base import Attention, AttentionSpec
-from vix.layers import full_precision
+from vix.layers import check_counts, full_precision
 
 
 def segment_means(x: Tensor, segments: int) -> Tensor:
@@ -93,8 +93,7 @@ class NystromAttention(Attention):
         as_published: bool = False,
     ) -> None:
         super().__init__(spec)
-        if num_landmarks < 1:
-            raise ValueError(f"num_landmarks must be positive, got {num_landmarks}")
+        check_counts(num_landmarks=num_landmarks)
         if iterations is not None and iterations < 1:
             raise ValueError(f"iterations must be positive, or None for the exact pseudo-inverse, got {iterations}")
         if residual_kernel is not None and (residual_kernel < 1 or residual_kernel % 2 == 0):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vix.attention.base import Attention, AttentionSpec
-from vix.layers import full_precision
+from vix.layers import check_rates, full_precision
 
 
 @full_precision
@@ -26,12 +26,16 @@ class SoftmaxAttention(Attention):
         fused: Whether torch's fused kernel computes it; off, the n x m matrices are written out, as most older code
             does.
         dropout: Probability of dropping a weight.
+
+    Raises:
+        ValueError: If the dropout is no probability below 1.
     """
 
     accepts_bias = True
 
     def __init__(self, spec: AttentionSpec, *, fused: bool = True, dropout: float = 0.0) -> None:
         super().__init__(spec)
+        check_rates(dropout=dropout)
         self.fused = fused
         self.dropout = dropout
 

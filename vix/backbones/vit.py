@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vix.backbones.base import Backbone
 from vix.embeddings import EMBEDDINGS, Embedding, default_patch, grid_of
-from vix.layers import DropPath, FeedForward
+from vix.layers import DropPath, FeedForward, normed_feed_forward, check_counts, check_rates
 from vix.mixers import Mixer, MixerFactory
 from vix.positions import LearnedPosition
 from vix.tokens import Tokens, pair
@@ -43,7 +43,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c)."""
         x = x + self.drop_path(self.mixer(self.mixer_norm(x), tokens))
-        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        return x + self.drop_path(normed_feed_forward(x, self.mlp_norm, self.mlp))
 
 
 class VisionTransformer(Backbone):
@@ -98,7 +98,8 @@ class VisionTransformer(Backbone):
         norm: Literal["pooled", "tokens"] = "pooled",
     ) -> None:
         super().__init__(image_size=image_size, num_classes=num_classes, channels=channels)
-        self._check(dim=dim, depth=depth, mlp_dim=mlp_dim)
+        check_counts(dim=dim, depth=depth, mlp_dim=mlp_dim)
+        check_rates(dropout=dropout, emb_dropout=emb_dropout, drop_path=drop_path)
         for name, value, allowed in (
             ("pool", pool, ("cls", "mean")),
             ("position", position, ("learned", "none")),
@@ -118,19 +119,14 @@ class VisionTransformer(Backbone):
         self.class_token = nn.Parameter(torch.randn(1, 1, dim)) if class_token else None
         self.position = LearnedPosition(self.tokens, dim) if position == "learned" else None
         self.dropout = nn.Dropout(emb_dropout)
-        rates = [drop_path * index / max(1, depth - 1) for index in range(depth)]
+        # A single block is the last one, not the first.
+        rates = [drop_path * index / (depth - 1) for index in range(depth)] if depth > 1 else [drop_path]
         self.blocks = nn.ModuleList(
             Block(dim, mixer(dim, self.tokens), mlp_dim, dropout=dropout, drop_path=rate) for rate in rates
         )
         self.norm = nn.LayerNorm(dim)
         self.norm_tokens = norm == "tokens"
         self.head = nn.Linear(dim, num_classes)
-
-    @staticmethod
-    def _check(**sizes: int) -> None:
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Maps images (b, channels, height, width) to the tokens (b n c) after the last block."""

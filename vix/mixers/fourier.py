@@ -6,10 +6,40 @@ Cost: O(n c log(n c)) time and no memory of its own.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from vix.layers import widen
 from vix.mixers.base import Mixer
 from vix.tokens import Tokens
+
+
+def real_transform(x: Tensor) -> Tensor:
+    """Returns the real part of the unnormalised DFT over the last two axes of real values (b n c).
+
+    Half the spectrum along the channels is enough: F(-u, -v) is the conjugate of F(u, v), so the other half is a mirror.
+    """
+    channels = x.shape[-1]
+    half = torch.fft.fft(torch.fft.rfft(x), dim=-2).real
+    out = x.new_empty(x.shape)
+    out[..., : half.shape[-1]] = half
+    mirrored = half[..., 1 : (channels + 1) // 2]
+    out[..., :1, half.shape[-1] :] = mirrored[..., :1, :].flip(-1)
+    out[..., 1:, half.shape[-1] :] = mirrored[..., 1:, :].flip((-2, -1))
+    return out
+
+
+class RealTransform(torch.autograd.Function):
+    """`real_transform` with its gradient: the matrix is symmetric, so backward is the same transform and keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        """Maps (b n c) to (b n c)."""
+        return real_transform(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        """Maps the gradient (b n c) to that of the input."""
+        return RealTransform.apply(grad)
 
 
 class FourierMixing(Mixer):
@@ -28,5 +58,6 @@ class FourierMixing(Mixer):
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c)."""
         with torch.autocast(x.device.type, enabled=False):
-            mixed = torch.fft.fft2(widen(x)).real
+            wide = widen(x)
+            mixed = torch.fft.fft2(wide).real if torch.compiler.is_compiling() else RealTransform.apply(wide)
         return mixed if x.dtype == torch.float16 else mixed.to(x.dtype)

@@ -6,7 +6,7 @@ Cost: O(n t c) time for a hidden width t; 2 n t parameters, which belong to one 
 
 from torch import Tensor
 
-from vix.layers import FeedForward
+from vix.layers import FeedForward, check_counts
 from vix.mixers.base import Mixer
 from vix.tokens import Tokens
 
@@ -20,12 +20,17 @@ class MLPMixing(Mixer):
         hidden: Width of the network between its linear maps, the paper's D_S; left out, the number of tokens, as
             published.
         dropout: Probability of dropping a value after either linear map.
+
+    Raises:
+        ValueError: If the hidden width is not positive.
     """
 
     def __init__(self, dim: int, tokens: Tokens, *, hidden: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
+        hidden = tokens.count if hidden is None else hidden
+        check_counts(hidden=hidden)
         self.tokens = tokens
-        self.network = FeedForward(tokens.count, hidden or tokens.count, dropout=dropout)
+        self.network = FeedForward(tokens.count, hidden, dropout=dropout)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c).

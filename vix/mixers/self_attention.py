@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vix.attention import AttentionFactory, AttentionSpec, SoftmaxAttention
+from vix.layers import check_counts, check_rates
 from vix.mixers.base import Mixer
 from vix.positions import RotaryPosition
 from vix.tokens import Tokens
@@ -48,8 +49,8 @@ class SelfAttention(Mixer):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if heads < 1 or dim_head < 1:
-            raise ValueError(f"heads and dim_head must be positive, got {heads} and {dim_head}")
+        check_counts(heads=heads, dim_head=dim_head)
+        check_rates(dropout=dropout)
         self.dim_head = dim_head
         kv_heads = 1 if one_kv_head else heads
         self.split = [heads, kv_heads] if share_kv else [heads, kv_heads, kv_heads]
