@@ -28,6 +28,7 @@ HEIGHTS = {
     "measure": 4,
     "systems": 4,
     "published": 5,
+    "convert": 5,
     "commands": 6,
 }
 # The training side takes nets as arguments, so of vix it knows the tools and no net.
