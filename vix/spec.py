@@ -47,14 +47,25 @@ def describe(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be written in a spec: give a class or functools.partial(Class, option=...)")
 
 
+def _own(value: Any) -> Any:
+    """Copies lists and mappings, so that a caller who changes his does not change what was recorded."""
+    if isinstance(value, Mapping):
+        return {key: _own(item) for key, item in value.items()}
+    return [_own(item) for item in value] if isinstance(value, list) else value
+
+
 def _import(path: str, trusted: tuple[str, ...]) -> type:
     if not path.startswith(trusted):
         raise ValueError(
             f"class path {path!r} is outside {', '.join(trusted)}: trust it by name if you know where it comes from"
         )
     module, _, name = path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name, None)
-    if not isinstance(kind, type):
+    try:
+        kind = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"class path {path!r} names no class: {error}") from None
+    # A module of ours also holds what it imports, and that is not what was trusted.
+    if not isinstance(kind, type) or kind.__module__.partition(".")[0] != path.partition(".")[0]:
         raise ValueError(f"class path {path!r} names no class")
     return kind
 
@@ -81,6 +92,8 @@ def build(spec: Mapping[str, Any], *, trusted: tuple[str, ...] = TRUSTED) -> nn.
     Raises:
         ValueError: If a class path is not trusted or names no net.
     """
+    if "class_path" not in spec:
+        raise ValueError(f"a spec needs a class_path, got only {', '.join(spec) or 'an empty one'}")
     kind = _import(spec["class_path"], trusted)
     if not issubclass(kind, nn.Module):
         raise ValueError(f"class path {spec['class_path']!r} names no net")
@@ -120,7 +133,7 @@ class Recorded(nn.Module):
                 hint = f"did you mean {close[0]}? " if close else ""
                 raise TypeError(f"{cls.__name__} takes no {name}={value!r}; {hint}It takes {', '.join(allowed)}")
         self: Recorded = super().__new__(cls)
-        object.__setattr__(self, "_recorded", dict(arguments))
+        object.__setattr__(self, "_recorded", {name: _own(value) for name, value in arguments.items()})
         return self
 
     @property
