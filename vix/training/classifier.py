@@ -44,6 +44,7 @@ class ImageClassifier(LightningModule):
         optimizer: Makes the optimiser from parameter groups: a class or a `functools.partial` of one.
         schedule: The rate's course by step; None holds it.
         label_smoothing: Share of each label that is spread over all classes, 0 to 1.
+        decay_all: Whether weight decay is for all parameters, as in the published recipe, or for matrices alone.
         compile_net: Whether to compile the net; a mapping is taken as the arguments of `torch.compile`.
         grad_checkpointing: Whether the net computes its blocks again in the backward pass instead of storing them.
 
@@ -58,6 +59,7 @@ class ImageClassifier(LightningModule):
         optimizer: OptimizerFactory = AdamW,
         schedule: Schedule | None = None,
         label_smoothing: float = 0.0,
+        decay_all: bool = False,
         compile_net: bool | dict[str, Any] = False,
         grad_checkpointing: bool = False,
     ) -> None:
@@ -73,6 +75,7 @@ class ImageClassifier(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.label_smoothing = label_smoothing
+        self.decay_all = decay_all
         self.compile_net = compile_net
         # Lightning's rate finder sets this; while it is None the rate is the optimiser's own.
         self.lr: float | None = None
@@ -84,6 +87,7 @@ class ImageClassifier(LightningModule):
                 "optimizer": factory_spec(optimizer),
                 "schedule": schedule.spec if schedule else None,
                 "label_smoothing": label_smoothing,
+                "decay_all": decay_all,
                 "compile_net": compile_net,
                 "grad_checkpointing": grad_checkpointing,
             },
@@ -140,7 +144,7 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the net's groups; the schedule counts optimiser steps, accumulation included."""
-        optimizer = self.optimizer(parameter_groups(self.net))
+        optimizer = self.optimizer(parameter_groups(self.net, decay_all=self.decay_all))
         if self.lr is not None:
             for group in optimizer.param_groups:
                 group["lr"] = self.lr

@@ -12,6 +12,7 @@ LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "torc
 NEEDLESS = (
     r".*does not have many workers.*",
     r".*smaller than the logging interval.*",
+    r".*Total length of `list` across ranks is zero.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*You are using a CUDA device .* Tensor Cores.*",
     r".*GPU available but not used.*",

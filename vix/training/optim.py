@@ -21,7 +21,7 @@ def import_path(kind: type) -> str:
     return f"{next(found, kind.__module__)}.{kind.__qualname__}"
 
 
-def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(net: nn.Module, *, decay_all: bool = False) -> list[dict[str, Any]]:
     """Splits a net's trainable parameters into those that decay and those that must not.
 
     Vectors and scalars (norms, biases) never decay, nor does what the net names in `no_weight_decay()`: position
@@ -29,6 +29,7 @@ def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
 
     Args:
         net: Any module; `no_weight_decay()`, names of parameters, is asked for where it exists.
+        decay_all: Whether all parameters are one group that decays.
 
     Returns:
         One or two groups for a `torch.optim` optimiser; the second overrides `weight_decay` by 0.
@@ -44,6 +45,8 @@ def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
     trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     if not trained:
         raise ValueError(f"{type(net).__name__} has no parameter to train")
+    if decay_all:
+        return [{"params": list(trained.values())}]
     kept = [parameter for name, parameter in trained.items() if parameter.ndim <= 1 or name in spared]
     decayed = [parameter for name, parameter in trained.items() if parameter.ndim > 1 and name not in spared]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]

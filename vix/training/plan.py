@@ -97,7 +97,7 @@ def without(spec: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _experiment(line: CommandLine) -> str:
-    """Stem of the file that names the net; a run's own config.yaml stands for that run's experiment."""
+    """Name of the file that names the net; a run's own config.yaml stands for that run's experiment."""
     naming = next(
         (
             setting.source
@@ -112,4 +112,6 @@ def _experiment(line: CommandLine) -> str:
     path = Path(naming)
     if path.name == "config.yaml" and (path.parent / "results.json").is_file():
         return path.absolute().parent.parent.name
-    return path.stem
+    folder = path.absolute().parent
+    # experiments/published/vit.yaml is another experiment than experiments/vit.yaml
+    return f"{folder.name}_{path.stem}" if folder.parent.name == "experiments" else path.stem
