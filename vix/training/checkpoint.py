@@ -6,6 +6,7 @@ types only, so that `torch.load(weights_only=True)` reads them, and every comman
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vix.training.errors import UsageError
+from vix.training.errors import UsageError, first_line
 
 FORMAT = 1
 # What a checkpoint may name without being asked: importing a module runs it.
@@ -73,14 +74,17 @@ def read_checkpoint(path: str | Path, *, trusted: Sequence[str] = ()) -> Checkpo
     """
     path = Path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # what torch did not write is refused anyway
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except UnpicklingError as error:
         # torch's own message advises to load it all the same
         raise UsageError(f"{path}: refused, it is no checkpoint or holds more than weights and plain values") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+        raise UsageError(f"{path}: not a readable checkpoint ({first_line(error)})") from error
     model, about = (content.get(key) if isinstance(content, dict) else None for key in ("hyper_parameters", "vix"))
     if not isinstance(model, dict) or not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
         raise UsageError(f"{path}: not a checkpoint of this project; `main.py fit` writes such ones")
@@ -136,7 +140,7 @@ def _problems(model: Mapping[str, Any], about: Mapping[str, Any], prefixes: tupl
                     f"it names {text}, and importing that would run code that this project does not know."
                     f"\nIf you trust it, add --trust {module}"
                 )
-        elif not (key in FREE_TEXT and where[:2] == ("data", "init_args")) and not PLAIN_WORD.fullmatch(text):
+        elif not (key in FREE_TEXT and where == ("data", "init_args", key)) and not PLAIN_WORD.fullmatch(text):
             yield f"its {'.'.join(where)} is {text!r}, which is no plain word"
 
 

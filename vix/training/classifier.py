@@ -77,6 +77,7 @@ class ImageClassifier(LightningModule):
         self.label_smoothing = label_smoothing
         self.decay_all = decay_all
         self.compile_net = compile_net
+        self._compiled = False
         # Lightning's rate finder sets this; while it is None the rate is the optimiser's own.
         self.lr: float | None = None
         self.train_scores, self.val_scores, self.test_scores = Scores(), Scores(), Scores()
@@ -96,7 +97,8 @@ class ImageClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compiles in place, so that names in the state do not change."""
-        if self.compile_net and not self.net._compiled_call_impl:
+        if self.compile_net and not self._compiled:
+            self._compiled = True
             self.net.compile(**(self.compile_net if isinstance(self.compile_net, dict) else {}))
 
     def forward(self, images: Tensor) -> Tensor:

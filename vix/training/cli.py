@@ -22,14 +22,13 @@ from vix.training.callbacks import BestAndLast, LineProgress, PredictionTable, R
 from vix.training.callbacks.predictions import PREDICT_FILE
 from vix.training.classifier import ImageClassifier
 from vix.training.console import cost_line, quiet, say, scores_line
-from vix.training.errors import UsageError
+from vix.training.errors import UsageError, first_line
 from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb_logger
 from vix.training.plan import LINKED, Plan, make_plan
 from vix.training.processes import is_first, writes_files
 from vix.training.refusals import (
     BY_CONSTRUCTORS,
     construction_refusal,
-    first_line,
     refusal,
     refuse_contradiction,
     refuse_other_net,
@@ -159,7 +158,7 @@ class VixCLI(LightningCLI):
             refuse_other_net(self.plan.checkpoint, self.described["model"]["net"], self.plan.line)
         try:
             self.trainer = self.instantiate_trainer()
-        except (TypeError, ValueError, MisconfigurationException) as error:
+        except (*BY_CONSTRUCTORS, ImportError, MisconfigurationException) as error:
             raise refusal(first_line(error), self.plan.line, ("trainer.",)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -8,6 +8,11 @@ class UsageError(Exception):
     """Something the user gave is wrong; the message has one to five lines and says what would do."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, else the error's name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def did_you_mean(word: str, candidates: Iterable[str], *, show: int = 12) -> str:
     """Words the way from a wrong name to a right one.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vix.training.checkpoint import Checkpoint
 from vix.training.console import say
-from vix.training.errors import UsageError
+from vix.training.errors import UsageError, first_line
 from vix.training.plan import LINKED
 from vix.training.sources import COMMAND_LINE, CommandLine, flatten
 from vix.training.wording import arguments_of
@@ -17,11 +17,6 @@ TRAINING_ONLY = frozenset({"dropout", "emb_dropout", "drop_path"})
 MISSING = object()
 # What a constructor raises for arguments that it cannot take, on purpose or not.
 BY_CONSTRUCTORS = (TypeError, ValueError, AssertionError, AttributeError, LookupError, RuntimeError)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def refuse_contradiction(line: CommandLine, key: str, value: Any, by: str) -> None:
@@ -71,7 +66,7 @@ def refusal(message: str, line: CommandLine, groups: tuple[str, ...] = ("model."
         for setting in reversed(line.settings):
             if setting.key.startswith(groups) and word in (setting.key.rpartition(".")[2], setting.value):
                 return UsageError(f"{setting.source}: {setting.key}: {message}")
-    return UsageError(message)
+    return UsageError(message if len(groups) > 1 else f"{groups[0].rstrip('.')}: {message}")
 
 
 def refuse_other_net(checkpoint: Checkpoint, net: Mapping[str, Any], line: CommandLine) -> None:
