@@ -1,5 +1,7 @@
 """The small layers: precision, the feed-forward network, and branches that are dropped."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -99,3 +101,68 @@ def test_drop_path_refuses_a_rate_that_is_no_part(rate: float) -> None:
 
 def test_drop_path_prints_its_rate() -> None:
     assert "rate=0.5" in repr(DropPath(0.5))
+
+
+def normed_pair(dim: int, hidden: int) -> tuple[torch.nn.LayerNorm, FeedForward]:
+    torch.manual_seed(0)
+    norm, network = torch.nn.LayerNorm(dim).double(), FeedForward(dim, hidden).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    return norm, network
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6), (1, 1, 6), (3, 6)], ids=str)
+def test_a_given_norm_changes_nothing_but_what_is_kept(shape: tuple[int, ...]) -> None:
+    norm, network = normed_pair(6, 10)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *norm.parameters(), *network.parameters()]
+    out, expected = network(x, norm), network(norm(x))
+    assert_close(out, expected)
+    cotangent = torch.randn_like(out)
+    assert_close(torch.autograd.grad(out, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent))
+
+
+def kept(forward: Callable[[], Tensor]) -> int:
+    """Number of values in distinct tensors that backward keeps, parameters included."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(seen.values())
+
+
+def test_a_given_norm_keeps_three_widths_a_token_where_six_are_usual() -> None:
+    norm, network = normed_pair(8, 16)
+    x = torch.randn(2, 500, 8, dtype=torch.float64, requires_grad=True)
+    given, applied = kept(lambda: network(x, norm)), kept(lambda: network(norm(x)))
+    assert given < 1000 * (3 * 8 + 3)
+    assert applied > 1000 * 6 * 8
+
+
+def test_a_given_norm_still_drops_in_training() -> None:
+    norm, network = normed_pair(6, 10)
+    network.dropout.p = 0.5
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    assert (network(x, norm) == 0).any()
+    assert not (network.eval()(x, norm) == 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast_a_given_norm_has_the_gradients_of_an_applied_one(dtype: torch.dtype) -> None:
+    norm, network = (module.float() for module in normed_pair(32, 64))
+    x = torch.randn(2, 9, 32, requires_grad=True)
+    leaves = [x, *norm.parameters(), *network.parameters()]
+    with torch.autocast("cpu", dtype):
+        out, expected = network(x, norm), network(norm(x))
+    assert out.dtype == expected.dtype == dtype
+    assert_close(out, expected)
+    cotangent = torch.randn_like(out)
+    ours, usual = (torch.autograd.grad(result, leaves, cotangent) for result in (out, expected))
+    for one, other in zip(ours, usual, strict=True):
+        assert one.dtype == other.dtype
+        # Both round to half precision, in another order.
+        assert (one - other).abs().max() <= 0.03 * other.abs().max()

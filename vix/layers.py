@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -57,6 +57,58 @@ def full_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapped
 
 
+class NormedFeedForward(torch.autograd.Function):
+    """A feed-forward network of normalised tokens that keeps its input and the hidden values before their activation.
+
+    What normalisation and GELU made is made again in backward: one pass over memory each, where keeping them
+    costs three of the block's widths. Under autocast the products run in its dtype, and so does their backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        expand: Tensor,
+        expand_bias: Tensor,
+        contract: Tensor,
+        contract_bias: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """Maps (b n c) to (b n c)."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
+            normed, mean, scale = torch.native_layer_norm(widen(x), (x.shape[-1],), widen(gain), widen(shift), eps)
+            hidden = functional.linear(normed.to(dtype), expand.to(dtype), expand_bias.to(dtype))
+            out = functional.linear(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
+        ctx.save_for_backward(x, mean, scale, hidden, gain, shift, expand, contract)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradient (b n c) of the output to those of the input and of the six parameters."""
+        x, mean, scale, hidden, gain, shift, expand, contract = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = hidden.dtype
+            grad, hidden = grad.flatten(0, -2), hidden.flatten(0, -2)
+            grad_contract = grad.mT @ functional.gelu(hidden)
+            grad_hidden = torch.ops.aten.gelu_backward(grad @ contract.to(dtype), hidden)
+            wide, wide_gain, wide_shift = widen(x), widen(gain), widen(shift)
+            # In place where it can be: a fresh buffer costs more than the arithmetic.
+            normed = torch.sub(wide, mean).mul_(scale).mul_(wide_gain).add_(wide_shift).to(dtype).flatten(0, -2)
+            grad_expand = grad_hidden.mT @ normed
+            grad_normed = (grad_hidden @ expand.to(dtype)).to(wide.dtype).view_as(x)
+            grad_x, grad_gain, grad_shift = torch.ops.aten.native_layer_norm_backward(
+                grad_normed, wide, (x.shape[-1],), mean, scale, wide_gain, wide_shift, (True, True, True)
+            )
+        products = (grad_expand, grad_hidden.sum(dim=0), grad_contract, grad.sum(dim=0))
+        parameters = (gradient.to(gain.dtype) for gradient in (grad_gain, grad_shift, *products))
+        return grad_x.to(x.dtype), *parameters, None
+
+
 class FeedForward(nn.Module):
     """Mixes channels: linear, GELU, linear, each token by itself.
 
@@ -73,75 +125,20 @@ class FeedForward(nn.Module):
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (b n c) to (b n c)."""
-        x = self.dropout(self.activation(self.expand(x)))
+    def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """Maps (b n c) to (b n c).
+
+        Args:
+            x: The tokens.
+            norm: Normalises them first; given here rather than applied before, so that its result need not be kept.
+        """
+        fusible = norm is not None and torch.is_grad_enabled() and not (self.training and self.dropout.p > 0)
+        # A compiler decides by itself what to keep.
+        if norm is not None and fusible and not torch.compiler.is_compiling():
+            weights = (self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias)
+            return NormedFeedForward.apply(x, norm.weight, norm.bias, *weights, norm.eps)
+        x = self.dropout(self.activation(self.expand(x if norm is None else norm(x))))
         return self.dropout(self.contract(x))
-
-
-class NormedFeedForward(torch.autograd.Function):
-    """A feed-forward network of normalised tokens that keeps its input and the hidden values before their activation.
-
-    What normalisation and GELU made is made again in backward: one pass over memory each, where keeping them costs three
-    of the block's widths. Under autocast the products run in its dtype, and so does their backward.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        x: Tensor,
-        gain: Tensor,
-        shift: Tensor,
-        expand: Tensor,
-        expand_bias: Tensor,
-        contract: Tensor,
-        contract_bias: Tensor,
-        eps: float,
-    ) -> Tensor:
-        """Maps (b n c) to (b n c)."""
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        with torch.autocast(device, enabled=False):
-            wide = widen(x)
-            normed, mean, scale = torch.native_layer_norm(wide, (x.shape[-1],), gain, shift, eps)
-            hidden = functional.linear(normed.to(dtype), expand.to(dtype), expand_bias.to(dtype))
-            out = functional.linear(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
-        ctx.save_for_backward(x, mean, scale, hidden, gain, shift, expand, contract)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Maps the gradient (b n c) of the output to those of the input and of the six parameters."""
-        x, mean, scale, hidden, gain, shift, expand, contract = ctx.saved_tensors
-        dtype = hidden.dtype
-        grad, hidden = grad.flatten(0, -2), hidden.flatten(0, -2)
-        grad_contract = grad.mT @ functional.gelu(hidden)
-        grad_hidden = torch.ops.aten.gelu_backward(grad @ contract.to(dtype), hidden)
-        wide = widen(x)
-        # In place where it can be: a fresh buffer costs more than the arithmetic.
-        normed = torch.sub(wide, mean).mul_(scale).mul_(gain).add_(shift).to(dtype).flatten(0, -2)
-        grad_expand = grad_hidden.mT @ normed
-        grad_normed = (grad_hidden @ expand.to(dtype)).to(wide.dtype).view_as(x)
-        grad_x, grad_gain, grad_shift = torch.ops.aten.native_layer_norm_backward(
-            grad_normed, wide, (x.shape[-1],), mean, scale, gain, shift, (True, True, True)
-        )
-        parameters = (grad_expand, grad_hidden.sum(dim=0), grad_contract, grad.sum(dim=0))
-        return (
-            grad_x.to(x.dtype),
-            grad_gain,
-            grad_shift,
-            *(gradient.to(gain.dtype) for gradient in parameters),
-            None,
-        )
-
-
-def normed_feed_forward(x: Tensor, norm: nn.LayerNorm, mlp: FeedForward) -> Tensor:
-    """Computes `mlp(norm(x))`, keeping less for backward where nothing drops and no compiler does it for us."""
-    if torch.compiler.is_compiling() or (mlp.training and mlp.dropout.p > 0):
-        return mlp(norm(x))
-    weights = (norm.weight, norm.bias, mlp.expand.weight, mlp.expand.bias, mlp.contract.weight, mlp.contract.bias)
-    return NormedFeedForward.apply(x, *weights, norm.eps)
 
 
 class DropPath(nn.Module):

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from tests import reference
 from vix.mixers import FourierMixing
+from vix.mixers.fourier import RealTransform
 from vix.tokens import Tokens
 
 
@@ -43,3 +44,14 @@ def test_bfloat16_is_transformed_in_float32() -> None:
     assert out.dtype == torch.bfloat16
     # One rounding, of the result.
     assert_close(out.double(), reference.fourier(x.double()), rtol=2**-8, atol=1e-3)
+
+
+def test_backward_keeps_nothing_and_can_be_differentiated_again() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 5, 6, dtype=torch.float64, requires_grad=True)
+    packed: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(packed.append, lambda nothing: nothing):
+        FourierMixing(6, Tokens((5, 1)))(x, Tokens((5, 1)))
+    assert not packed
+    assert torch.autograd.gradcheck(RealTransform.apply, (x,))
+    assert torch.autograd.gradgradcheck(RealTransform.apply, (x,))

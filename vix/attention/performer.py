@@ -5,10 +5,11 @@ Source: Choromanski et al., "Rethinking Attention with Performers", ICLR 2021, a
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from vix.attention.base import Attention, AttentionSpec
 from vix.layers import full_precision
@@ -32,7 +33,7 @@ def orthogonal_features(count: int, dim: int) -> Tensor:
 
 
 def regulariser(dim: int, features: int, as_published: bool) -> float:
-    """Returns eps: 1e-4 as published, otherwise sqrt(d) / (2 r), a shrinkage to the mean that fades with more features."""
+    """Returns eps: 1e-4 as published, otherwise sqrt(d) / (2 r), a shrinkage that more features let fade."""
     return PUBLISHED_EPS if as_published else math.sqrt(dim) / (2 * features)
 
 
@@ -85,7 +86,7 @@ class Favor(torch.autograd.Function):
 
     @staticmethod
     def products(x: Tensor, directions: Tensor) -> Tensor:
-        """Returns x W^T (b h n r) head by head: one product over all tokens is half as fast where r is odd to the CPU."""
+        """Returns x W^T (b h n r) head by head; one product over all tokens can be half as fast on CPUs."""
         b, h = x.shape[:2]
         heads = x.contiguous().flatten(0, 1)
         return torch.bmm(heads, directions.mT.contiguous().expand(b * h, -1, -1)).unflatten(0, (b, h))
@@ -104,7 +105,7 @@ class Favor(torch.autograd.Function):
         return features.exp_(), tops
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) and directions (r d) to (b h n e), stored as (b n h e)."""
         eps = regulariser(q.shape[-1], projection.shape[0], as_published)
         directions = projection * q.shape[-1] ** -0.25
@@ -126,7 +127,7 @@ class Favor(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Maps the gradient (b h n e) of the output to those of q, k and v."""
         q, k, v, projection, context, largest, normaliser = ctx.saved_tensors
         as_published = ctx.as_published

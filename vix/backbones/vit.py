@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vix.backbones.base import Backbone
 from vix.embeddings import EMBEDDINGS, Embedding, default_patch, grid_of
-from vix.layers import DropPath, FeedForward, normed_feed_forward, check_counts, check_rates
+from vix.layers import DropPath, FeedForward, check_counts, check_rates
 from vix.mixers import Mixer, MixerFactory
 from vix.positions import LearnedPosition
 from vix.tokens import Tokens, pair
@@ -43,7 +43,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c)."""
         x = x + self.drop_path(self.mixer(self.mixer_norm(x), tokens))
-        return x + self.drop_path(normed_feed_forward(x, self.mlp_norm, self.mlp))
+        return x + self.drop_path(self.mlp(x, self.mlp_norm))
 
 
 class VisionTransformer(Backbone):

@@ -4,9 +4,10 @@ Source: Lee-Thorp et al., "FNet: Mixing Tokens with Fourier Transforms", NAACL 2
 Cost: O(n c log(n c)) time and no memory of its own.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from vix.layers import widen
 from vix.mixers.base import Mixer
@@ -16,7 +17,7 @@ from vix.tokens import Tokens
 def real_transform(x: Tensor) -> Tensor:
     """Returns the real part of the unnormalised DFT over the last two axes of real values (b n c).
 
-    Half the spectrum along the channels is enough: F(-u, -v) is the conjugate of F(u, v), so the other half is a mirror.
+    Half the spectrum along the channels is enough: F(-u, -v) is the conjugate of F(u, v), so the rest is a mirror.
     """
     channels = x.shape[-1]
     half = torch.fft.fft(torch.fft.rfft(x), dim=-2).real
@@ -29,15 +30,15 @@ def real_transform(x: Tensor) -> Tensor:
 
 
 class RealTransform(torch.autograd.Function):
-    """`real_transform` with its gradient: the matrix is symmetric, so backward is the same transform and keeps nothing."""
+    """`real_transform` with its gradient: its matrix is symmetric, so backward is the same and keeps nothing."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         """Maps (b n c) to (b n c)."""
         return real_transform(x)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Maps the gradient (b n c) to that of the input."""
         return RealTransform.apply(grad)
 
