@@ -9,10 +9,14 @@ from vix.attention import (
     Performer,
     SoftmaxAttention,
 )
-from vix.backbones import FNet2D
+from vix.backbones import CCT, CvT, FNet2D, LeViT
 from vix.spec import build
 from vix.systems import (
+    CCN,
+    CCP,
     SYSTEMS,
+    CvN,
+    CvP,
     FNet,
     HybridFNet,
     HybridMLPMixer,
@@ -20,6 +24,8 @@ from vix.systems import (
     HybridViN,
     HybridViP,
     HybridViT,
+    LeViN,
+    LeViP,
     MLPMixer,
     ViL,
     ViN,
@@ -30,10 +36,16 @@ from vix.systems import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CCN",
+    "CCP",
+    "CCT",
     "KERNELS",
     "SYSTEMS",
     "Attention",
     "AttentionSpec",
+    "CvN",
+    "CvP",
+    "CvT",
     "FNet",
     "FNet2D",
     "HybridFNet",
@@ -42,6 +54,9 @@ __all__ = [
     "HybridViN",
     "HybridViP",
     "HybridViT",
+    "LeViN",
+    "LeViP",
+    "LeViT",
     "Linformer",
     "MLPMixer",
     "NystromAttention",

@@ -2,7 +2,8 @@
 
 X in ViX is the first letter of the attention: T softmax transformer, L Linformer, P Performer, N Nyströmformer.
 `Hybrid` means a convolutional instead of a linear embedding. Every system takes the arguments of its body;
-`position="rope"` is its RoPE version.
+`position="rope"` is its RoPE version. LeX, CvX and CCX are the bodies LeViT, CvT and CCT with the attention X, and
+nothing else changed; where an attention cannot do what a body asks of it, its system says what it does instead.
 
 Source: Jeevan and Sethi, "Vision Xformers: Efficient Attention for Image Classification", 2021, arXiv:2107.02239, and
 "Resource-efficient Hybrid X-formers for Vision", WACV 2022.
@@ -12,7 +13,8 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from vix.attention import AttentionFactory, Linformer, NystromAttention, Performer, SoftmaxAttention
-from vix.backbones import VisionTransformer
+from vix.backbones import CCT, Backbone, CvT, LeViT, VisionTransformer
+from vix.layers import check_counts, check_rates
 from vix.mixers import FourierMixing, MLPMixing, SelfAttention
 from vix.positions import Position
 
@@ -52,6 +54,8 @@ class ViT(VisionTransformer):
     ) -> None:
         if position not in ("learned", "rope", "rope_axial", "none"):
             raise ValueError(f"position must be one of learned, rope, rope_axial, none, got {position!r}")
+        if proj_dropout is not None:
+            check_rates(proj_dropout=proj_dropout)
         rotary = position if position == "rope" or position == "rope_axial" else None
         mixer = partial(
             SelfAttention,
@@ -81,6 +85,7 @@ class ViL(ViT):
     settles = ("attention",)
 
     def __init__(self, *, rank: int = 64, share_projection: bool = True, attn_dropout: float = 0.0, **vit: Any) -> None:
+        check_rates(attn_dropout=attn_dropout)
         linformer = partial(Linformer, rank=rank, share_projection=share_projection, dropout=attn_dropout)
         super().__init__(attention=linformer, **vit)
 
@@ -156,6 +161,8 @@ class MLPMixer(VisionTransformer):
         dropout: float = 0.0,
         **vit: Any,
     ) -> None:
+        if token_dim is not None:
+            check_counts(token_dim=token_dim)
         mixer = partial(MLPMixing, hidden=token_dim, dropout=dropout)
         super().__init__(mixer=mixer, pool=pool, position=position, dropout=dropout, norm="tokens", **vit)
 
@@ -214,11 +221,131 @@ class HybridMLPMixer(MLPMixer):
         super().__init__(embedding="convolutional", **mixer)
 
 
-SYSTEMS: dict[str, type[VisionTransformer]] = {
+class LeViN(LeViT):
+    """LeViT with Nyström attention, which has no logits to add a bias to: values tell positions instead.
+
+    Between stages there are four keys for each query, and no residual convolution.
+
+    Args:
+        num_landmarks: Number of landmarks, clamped to the number of tokens.
+        as_published: As in `ViN`; for a single stage only, since the published code has nothing between stages.
+        position: `values` adds a 3x3 depth-wise convolution of the values to the attention's output; `none` nothing.
+        levit: The arguments of `LeViT`.
+    """
+
+    settles = ("attention", "shrinking_attention")
+
+    def __init__(
+        self,
+        *,
+        num_landmarks: int = 64,
+        as_published: bool = False,
+        position: Literal["values", "none"] = "values",
+        **levit: Any,
+    ) -> None:
+        attention = partial(NystromAttention, num_landmarks=num_landmarks, as_published=as_published)
+        shrinking = partial(attention, **NystromAttention.options_for_other_keys)
+        super().__init__(attention=attention, shrinking_attention=shrinking, position=position, **levit)
+
+
+class LeViP(LeViT):
+    """LeViT with Performer's attention, which has no logits to add a bias to: values tell positions instead.
+
+    Args:
+        features: Number of random features; left out, int(d ln d) for heads of width d.
+        as_published: As in `ViP`.
+        position: `values` adds a 3x3 depth-wise convolution of the values to the attention's output; `none` nothing.
+        levit: The arguments of `LeViT`.
+    """
+
+    settles = ("attention", "shrinking_attention")
+
+    def __init__(
+        self,
+        *,
+        features: int | None = None,
+        as_published: bool = False,
+        position: Literal["values", "none"] = "values",
+        **levit: Any,
+    ) -> None:
+        attention = partial(Performer, features=features, as_published=as_published)
+        super().__init__(attention=attention, position=position, **levit)
+
+
+class CvN(CvT):
+    """CvT with Nyström attention, without its residual convolution where there are fewer keys than queries.
+
+    Args:
+        num_landmarks: Number of landmarks, clamped to the number of keys.
+        as_published: As in `ViN`; for `kv_stride=1` only, since the published code has as many keys as queries.
+        kv_stride: Every how many tokens along each axis there is a key.
+        cvt: The arguments of `CvT`.
+    """
+
+    settles = ("attention",)
+
+    def __init__(self, *, num_landmarks: int = 64, as_published: bool = False, kv_stride: int = 2, **cvt: Any) -> None:
+        attention = partial(NystromAttention, num_landmarks=num_landmarks, as_published=as_published)
+        if kv_stride != 1:
+            attention = partial(attention, **NystromAttention.options_for_other_keys)
+        super().__init__(attention=attention, kv_stride=kv_stride, **cvt)
+
+
+class CvP(CvT):
+    """CvT with Performer's attention.
+
+    Args:
+        features: Number of random features; left out, int(d ln d) for heads of width d.
+        as_published: As in `ViP`.
+        cvt: The arguments of `CvT`.
+    """
+
+    settles = ("attention",)
+
+    def __init__(self, *, features: int | None = None, as_published: bool = False, **cvt: Any) -> None:
+        super().__init__(attention=partial(Performer, features=features, as_published=as_published), **cvt)
+
+
+class CCN(CCT):
+    """CCT with Nyström attention.
+
+    Args:
+        num_landmarks: Number of landmarks, clamped to the number of tokens.
+        as_published: As in `ViN`.
+        cct: The arguments of `CCT`.
+    """
+
+    settles = ("attention",)
+
+    def __init__(self, *, num_landmarks: int = 64, as_published: bool = False, **cct: Any) -> None:
+        super().__init__(
+            attention=partial(NystromAttention, num_landmarks=num_landmarks, as_published=as_published), **cct
+        )
+
+
+class CCP(CCT):
+    """CCT with Performer's attention.
+
+    Args:
+        features: Number of random features; left out, int(d ln d) for heads of width d.
+        as_published: As in `ViP`.
+        cct: The arguments of `CCT`; as published has `qkv_bias=True`.
+    """
+
+    settles = ("attention",)
+
+    def __init__(self, *, features: int | None = None, as_published: bool = False, **cct: Any) -> None:
+        super().__init__(attention=partial(Performer, features=features, as_published=as_published), **cct)
+
+
+SYSTEMS: dict[str, type[Backbone]] = {
     system.__name__: system
     for system in (
         *(ViT, ViL, ViP, ViN, FNet, MLPMixer),
         *(HybridViT, HybridViL, HybridViP, HybridViN, HybridFNet, HybridMLPMixer),
+        *(LeViT, LeViN, LeViP),
+        *(CvT, CvN, CvP),
+        *(CCT, CCN, CCP),
     )
 }
 """Every named system; tests, tables and benchmarks walk this."""

@@ -1,9 +1,12 @@
 """What every net offers, whatever its body: sizes, features and head apart, and what an optimiser should know."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from vix.layers import check_counts
 from vix.spec import Recorded
 from vix.tokens import Tokens, pair
 
@@ -20,6 +23,8 @@ class Backbone(Recorded, ABC):
         ValueError: If a size is not a positive whole number.
     """
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """The sizes of the body's paper by their names there: arguments of the constructor."""
     tokens: Tokens
     """The tokens of an image of `image_size`, as the first block sees them."""
     num_features: int
@@ -30,11 +35,24 @@ class Backbone(Recorded, ABC):
     def __init__(self, *, image_size: int | tuple[int, int], num_classes: int, channels: int) -> None:
         super().__init__()
         self.image_size = pair(image_size, "image_size")
-        for name, value in (("num_classes", num_classes), ("channels", channels)):
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_counts(num_classes=num_classes, channels=channels)
         self.num_classes, self.channels = num_classes, channels
         self.grad_checkpointing = False
+
+    @classmethod
+    def preset(cls, name: str, **arguments: Any) -> Self:
+        """Makes a net of a size from the paper, whatever its attention: `LeViN.preset("128S", num_classes=10)`.
+
+        Args:
+            name: One of `presets`.
+            arguments: Arguments of the constructor, which come before those of the size.
+
+        Raises:
+            ValueError: If there is no such size.
+        """
+        if name not in cls.presets:
+            raise ValueError(f"{cls.__name__} has no preset {name!r}: it has {', '.join(cls.presets) or 'none'}")
+        return cls(**{**cls.presets[name], **arguments})
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
@@ -57,7 +75,12 @@ class Backbone(Recorded, ABC):
         return self.forward_head(self.forward_features(images))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the classifier by a fresh one, as timm has it."""
+        """Replaces the classifier by a fresh one, as timm has it.
+
+        Raises:
+            ValueError: If the number is not positive.
+        """
+        check_counts(num_classes=num_classes)
         weight = next(self.head.parameters())
         self.head = nn.Linear(self.num_features, num_classes).to(weight)
         self.num_classes = self._recorded["num_classes"] = num_classes
