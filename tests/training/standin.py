@@ -72,10 +72,15 @@ def net(**arguments: Any) -> vix.ViP:
 def fit(module: LightningModule, folder: Path, **options: Any) -> tuple[Trainer, Run]:
     """Trains on `Noise` and keeps both checkpoints in the folder of a run."""
     run = Run(folder / "runs" / "noise" / "1")
-    settings = {"max_epochs": 2, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings: dict[str, Any] = {"max_epochs": 2, "logger": False, "enable_progress_bar": False}
+    callbacks = [BestAndLast(run), *options.pop("callbacks", [])]
     with quiet():
         trainer = Trainer(
-            accelerator="cpu", default_root_dir=folder, callbacks=[BestAndLast(run)], **{**settings, **options}
+            accelerator="cpu",
+            default_root_dir=folder,
+            enable_model_summary=False,
+            callbacks=callbacks,
+            **{**settings, **options},
         )
         trainer.fit(module, datamodule=Noise())
     return trainer, run

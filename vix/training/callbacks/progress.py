@@ -5,7 +5,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
-from pytorch_lightning.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from pytorch_lightning.callbacks.progress.rich_progress import CustomTimeColumn, ProcessingSpeedColumn
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
@@ -62,7 +62,7 @@ def _left(trainer: Trainer, seconds: float, steps: int) -> str:
 
 
 class RichProgress(RichProgressBar):
-    """Lightning's bar with images a second, the validation scores, and the time until the training is done."""
+    """Lightning's bar with images a second, the validation score, and the time until the training is done."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5)
@@ -71,9 +71,14 @@ class RichProgress(RichProgressBar):
         self._start = (0.0, 0)
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Lightning's columns with another speed."""
-        columns = super().configure_columns(trainer)
-        return [SpeedColumn(self.speed) if isinstance(column, ProcessingSpeedColumn) else column for column in columns]
+        """Lightning's columns with another speed, and without the epoch's time, so that a line takes 80 characters."""
+        columns = [each for each in super().configure_columns(trainer) if not isinstance(each, CustomTimeColumn)]
+        return [SpeedColumn(self.speed) if isinstance(each, ProcessingSpeedColumn) else each for each in columns]
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # counted from 1, as everywhere else
+        epochs = self.trainer.max_epochs
+        return f"epoch {current_epoch + 1}" + (f"/{epochs}" if epochs and epochs > 0 else "")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The scores as they were when validation ended: reading them at every step would wait for the device."""
@@ -102,7 +107,7 @@ class RichProgress(RichProgressBar):
             start, step = self._start
             left = _left(trainer, time.monotonic() - start, trainer.global_step - step)
             scores = super().get_metrics(trainer, pl_module)
-            self._shown = {key: value for key, value in scores.items() if key.startswith("val/")} | {"left": left}
+            self._shown = {key: value for key, value in scores.items() if key == "val/top1"} | {"left": left}
         super().on_validation_end(trainer, pl_module)
 
 
