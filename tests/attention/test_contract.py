@@ -301,6 +301,16 @@ def test_bfloat16_costs_a_few_roundings(case: Case, place: Place) -> None:
         assert worst(actual, gradient) < 24 * BFLOAT16_ROUNDING
 
 
+@at_places(CASES, {"odd": PLACES["odd"]})
+def test_backward_may_run_under_autocast(case: Case, place: Place) -> None:
+    kernel, inputs = case.make(place, torch.float32), place.inputs(torch.float32)
+    # torch advises against it, and rounds what autograd multiplies; still nothing may break.
+    with torch.autocast("cpu", torch.bfloat16):
+        for gradient in gradients(kernel(*inputs), inputs):
+            assert gradient.dtype == torch.float32
+            assert gradient.isfinite().all()
+
+
 @at_places(ROUNDABLE, {"odd": PLACES["odd"], "fewer keys": PLACES["fewer keys"], "long": LONG})
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "pure"])

@@ -129,8 +129,22 @@ class Favor(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Maps the gradient (b h n e) of the output to those of q, k and v."""
-        q, k, v, projection, context, largest, normaliser = ctx.saved_tensors
-        as_published = ctx.as_published
+        with torch.autocast(grad.device.type, enabled=False):
+            return *Favor.gradients(grad, *ctx.saved_tensors, ctx.as_published), None, None
+
+    @staticmethod
+    def gradients(
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        projection: Tensor,
+        context: Tensor,
+        largest: Tensor,
+        normaliser: Tensor,
+        as_published: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the gradients of q, k and v from that of the output and what the forward kept."""
         eps, scale = regulariser(q.shape[-1], projection.shape[0], as_published), q.shape[-1] ** -0.25
         directions = projection * scale
         values = with_ones(v)
@@ -171,7 +185,7 @@ class Favor(torch.autograd.Function):
         if not as_published:
             rows.scatter_add_(1, token, -total)
         grad_k -= row * scale**2 * k
-        return grad_q, grad_k, grad_v, None, None
+        return grad_q, grad_k, grad_v
 
 
 @full_precision
