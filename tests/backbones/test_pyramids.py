@@ -232,11 +232,11 @@ def test_a_preset_is_a_size_whatever_the_attention(system: type[Backbone]) -> No
         (CvT, {"depth": (1, 0, 1)}, "depth must be a positive whole number, or 3 of them"),
         (CvT, {"pool": "max"}, "pool must be one of cls, mean, got 'max'"),
         (CvT, {"stride": 4, "image_size": 8}, "a stride of 4 leaves no token of a map of 2x2"),
-        (CvT, {"kv_stride": 0}, "kv_stride must be positive, got 0"),
+        (CvT, {"kv_stride": 0}, "kv_stride must be a positive whole number, got 0"),
         (CCT, {"kernel": 4}, "kernel must be odd, got 4"),
         (CCT, {"stride": (4, 1)}, "stride 4 skips pixels of a 3x3 kernel"),
         (CCT, {"position": "bias"}, "position must be one of learned, sine, rope, rope_axial, none, got 'bias'"),
-        (CCT, {"depth": 0}, "depth must be positive, got 0"),
+        (CCT, {"depth": 0}, "depth must be a positive whole number, got 0"),
     ],
 )
 def test_impossible_arguments_are_refused_by_name(

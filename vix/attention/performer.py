@@ -129,22 +129,16 @@ class Favor(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Maps the gradient (b h n e) of the output to those of q, k and v."""
+        q, k, v, projection, *kept = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            return *Favor.gradients(grad, *ctx.saved_tensors, ctx.as_published), None, None
+            return *Favor.gradients(grad, q, k, v, projection, kept, ctx.as_published), None, None
 
     @staticmethod
     def gradients(
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        projection: Tensor,
-        context: Tensor,
-        largest: Tensor,
-        normaliser: Tensor,
-        as_published: bool,
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, kept: list[Tensor], as_published: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the gradients of q, k and v from that of the output and what the forward kept."""
+        """Returns the gradients of q, k and v from that of the output."""
+        context, largest, normaliser = kept
         eps, scale = regulariser(q.shape[-1], projection.shape[0], as_published), q.shape[-1] ** -0.25
         directions = projection * scale
         values = with_ones(v)

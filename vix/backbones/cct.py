@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from vix.attention import AttentionFactory, SoftmaxAttention
 from vix.backbones.base import Backbone
 from vix.backbones.parts import PerStage, check_sides, default_stride, growing, per_stage, to_tokens
-from vix.layers import DropPath, FeedForward
+from vix.layers import DropPath, FeedForward, check_counts, check_rates
 from vix.mixers import Mixer, SelfAttention
 from vix.positions import LearnedPosition
 from vix.tokens import Tokens
@@ -217,10 +217,8 @@ class CCT(Backbone):
     ) -> None:
         super().__init__(image_size=image_size, num_classes=num_classes, channels=channels)
         check_sides(*self.image_size)
-        sizes = {"dim": dim, "depth": depth, "mlp_ratio": mlp_ratio, "kernel": kernel, "pool_stride": pool_stride}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_counts(dim=dim, depth=depth, mlp_ratio=mlp_ratio, kernel=kernel, pool_stride=pool_stride)
+        check_rates(dropout=dropout, emb_dropout=emb_dropout, drop_path=drop_path)
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {kernel}")
         if position not in get_args(CCTPosition):

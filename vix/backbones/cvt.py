@@ -29,7 +29,7 @@ from vix.backbones.parts import (
     to_map,
     to_tokens,
 )
-from vix.layers import DropPath, FeedForward
+from vix.layers import DropPath, FeedForward, check_counts, check_rates
 from vix.tokens import Tokens
 
 Pool = Literal["cls", "mean"]
@@ -254,13 +254,11 @@ class CvT(Backbone):
     ) -> None:
         super().__init__(image_size=image_size, num_classes=num_classes, channels=channels)
         check_sides(*self.image_size)
-        for name, value in (("dim_head", dim_head), ("mlp_ratio", mlp_ratio), ("kv_stride", kv_stride)):
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_counts(dim_head=dim_head, mlp_ratio=mlp_ratio, kv_stride=kv_stride)
+        check_rates(dropout=dropout, drop_path=drop_path)
         if pool not in get_args(Pool):
             raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}")
-        dims = (dim,) if isinstance(dim, int) else tuple(dim)
-        dims = per_stage(dims, len(dims), "dim")
+        dims = per_stage(dim, len(dim) if isinstance(dim, list | tuple) else 1, "dim")
         depths, all_heads = per_stage(depth, len(dims), "depth"), per_stage(heads, len(dims), "heads")
         if stride is None:
             stride = (default_stride(self.image_size), *[2] * (len(dims) - 1))

@@ -33,7 +33,7 @@ from vix.backbones.parts import (
     to_map,
     to_tokens,
 )
-from vix.layers import DropPath
+from vix.layers import DropPath, check_counts, check_rates
 from vix.tokens import Tokens
 
 AttentionPosition = Literal["bias", "values", "none"]
@@ -281,13 +281,11 @@ class LeViT(Backbone):
     ) -> None:
         super().__init__(image_size=image_size, num_classes=num_classes, channels=channels)
         check_sides(*self.image_size)
-        for name, value in (("dim_head", dim_head), ("value_ratio", value_ratio), ("mlp_ratio", mlp_ratio)):
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_counts(dim_head=dim_head, value_ratio=value_ratio, mlp_ratio=mlp_ratio)
+        check_rates(dropout=dropout, drop_path=drop_path)
         if position not in get_args(AttentionPosition):
             raise ValueError(f"position must be one of {', '.join(get_args(AttentionPosition))}, got {position!r}")
-        dims = (dim,) if isinstance(dim, int) else tuple(dim)
-        dims = per_stage(dims, len(dims), "dim")
+        dims = per_stage(dim, len(dim) if isinstance(dim, list | tuple) else 1, "dim")
         depths, all_heads = per_stage(depth, len(dims), "depth"), per_stage(heads, len(dims), "heads")
         stride = default_stride(self.image_size) if stem_stride is None else stem_stride
         if stride < 1 or stride & (stride - 1):

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -38,7 +39,7 @@ def per_stage(value: int | Sequence[int], stages: int, name: str) -> tuple[int, 
     Raises:
         ValueError: If it is neither, or a number is not positive.
     """
-    values = (value,) * stages if isinstance(value, int) else tuple(value)
+    values: tuple[Any, ...] = tuple(value) if isinstance(value, list | tuple) else (value,) * stages
     if len(values) != stages or not all(type(each) is int and each > 0 for each in values):
         raise ValueError(f"{name} must be a positive whole number, or {stages} of them (as many as dim), got {value!r}")
     return values
@@ -46,7 +47,8 @@ def per_stage(value: int | Sequence[int], stages: int, name: str) -> tuple[int, 
 
 def growing(rate: float, depth: int) -> list[float]:
     """Spreads a rate of stochastic depth over the blocks of a net: 0 at the first, all of it at the last."""
-    return [rate * index / max(1, depth - 1) for index in range(depth)]
+    # A single block is the last one, not the first.
+    return [rate * index / (depth - 1) for index in range(depth)] if depth > 1 else [rate]
 
 
 def default_stride(image_size: tuple[int, int]) -> int:
