@@ -1,0 +1,1 @@
+"""What `python main.py` offers beside training: each module or package here has `main(arguments) -> exit code`."""
