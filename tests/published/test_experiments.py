@@ -12,6 +12,7 @@ from main import main
 from tests.archives import Archive
 from vix.measure import parameters
 from vix.published import ORIGINALS, Original
+from vix.spec import class_path, describe
 from vix.training import ImageClassifier
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -40,6 +41,13 @@ TRAINED = {
     "MLPMixer": (640, 40),
     "HybridMLPMixer": (640, 40),
     "FNet2D": (512, 100),
+    "CCT": (48, 40),
+    "CCN": (160, 150),
+    "CCP": (160, 150),
+    "CvN": (160, 150),
+    "CvP": (160, 150),
+    "LeViN": (192, 150),
+    "LeViP": (192, 150),
 }
 # Trainable values of the originals.
 PARAMETERS = {
@@ -65,6 +73,13 @@ PARAMETERS = {
     "MLPMixer": 8_558_664,
     "HybridMLPMixer": 8_650_248,
     "FNet2D": 407_818,
+    "CCT": 1_061_129,
+    "CCN": 1_061_657,
+    "CCP": 1_062_665,
+    "CvN": 854_232,
+    "CvP": 855_240,
+    "LeViN": 645_912,
+    "LeViP": 646_920,
 }
 
 
@@ -72,6 +87,10 @@ def original_of(file: Path) -> Original:
     """hybrid_vin_rope.yaml -> HybridViNRoPE."""
     name = file.stem.replace("_", "")
     return next(original for system, original in ORIGINALS.items() if system.lower() == name)
+
+
+def on_tiny_imagenet(file: Path) -> bool:
+    return original_of(file).family in ("mixer", "cct", "cvt", "levit")
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -102,13 +121,13 @@ def test_nothing_is_inherited_from_the_recipe(file: Path) -> None:
 def test_a_net_is_what_its_author_trained(file: Path) -> None:
     original, net = original_of(file), read(file)["model"]["net"]
     linked = ("image_size", "num_classes", "channels")
-    expected = original.init_args(original.script)
+    expected = describe(original.init_args(original.script))
     facts = {name: expected.pop(name) for name in linked if name in expected}
     if expected.get("features", 0) is None:
         expected["features"] = 110
     if original.family == "mixer":
         expected["patch_size"] = 2
-    assert net["class_path"] == f"vix.{original.net.__name__}"
+    assert net["class_path"] == class_path(original.net)
     assert net["init_args"] == expected
     built = vix.build({**net, "init_args": {**net["init_args"], **facts}})
     assert parameters(built) == PARAMETERS[original.system]
@@ -119,10 +138,10 @@ def test_the_recipe_is_its_authors(file: Path) -> None:
     system, content = original_of(file).system, read(file)
     data, trainer = content["data"]["init_args"], content["trainer"]
     assert (data["batch_size"], trainer["max_epochs"]) == TRAINED[system]
-    assert content["data"]["class_path"] == f"datamodules.{'TinyImageNet' if 'Mixer' in system else 'CIFAR10'}"
+    assert content["data"]["class_path"] == f"datamodules.{'TinyImageNet' if on_tiny_imagenet(file) else 'CIFAR10'}"
     assert not any(data["augment"].values())
     mean, std = ([122.4786, 114.2755, 101.3963], [70.4924, 68.5679, 71.8127])
-    if "Mixer" not in system:
+    if not on_tiny_imagenet(file):
         mean, std = [127.5] * 3, [127.5] * 3
     assert data["mean"] == pytest.approx([value / 255 for value in mean], abs=1e-7)
     assert data["std"] == pytest.approx([value / 255 for value in std], abs=1e-7)
@@ -144,8 +163,10 @@ def test_everything_decays() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_it_trains_a_step(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    archive: Archive = request.getfixturevalue("tiny_imagenet" if "mixer" in file.stem else "cifar10")
+    archive: Archive = request.getfixturevalue("tiny_imagenet" if on_tiny_imagenet(file) else "cifar10")
     data = [f"--data.{name}={value}" for name, value in archive.init_args.items()]
-    smoke = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=2", "--model.net.depth=1"]
+    smoke = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=2"]
+    # Of most one block is enough, and quicker.
+    smoke += ["--model.net.depth=1"] if original_of(file).family not in ("cvt", "levit") else []
     torch.manual_seed(0)
     assert main(["fit", "--config", str(file), *data, *smoke, f"--runs={tmp_path}"]) == 0

@@ -20,28 +20,31 @@ UNUSED_WITH_ROPE = (*UNUSED, "pos_embedding")
 """Four of the eight RoPE models also saved a table of positions that nothing ever read."""
 
 _ATTENTIONS: dict[str, Names] = {
-    "ViT": {
-        "mixer.project": ("0.fn.to_qkv",),
-        "mixer.output": ("0.fn.to_out.0",),
+    "softmax": {"project": ("to_qkv",), "output": ("to_out.0",)},
+    "cct": {"project": ("qkv",), "output": ("proj",)},
+    "linformer": {
+        "project": ("to_q", "to_k", "to_v"),
+        "output": ("to_out",),
+        "attention.project_keys": ("proj_k",),
+        "attention.project_values": ("proj_v",),
     },
-    "ViL": {
-        "mixer.project": ("0.fn.to_q", "0.fn.to_k", "0.fn.to_v"),
-        "mixer.output": ("0.fn.to_out",),
-        "mixer.attention.project_keys": ("0.fn.proj_k",),
-        "mixer.attention.project_values": ("0.fn.proj_v",),
+    "performer": {
+        "project": ("to_q", "to_k", "to_v"),
+        "output": ("to_out",),
+        "attention.projection": ("fast_attention.projection_matrix",),
     },
-    "ViP": {
-        "mixer.project": ("0.fn.to_q", "0.fn.to_k", "0.fn.to_v"),
-        "mixer.output": ("0.fn.to_out",),
-        "mixer.attention.projection": ("0.fn.fast_attention.projection_matrix",),
+    "nystrom": {
+        "project": ("to_qkv",),
+        "output": ("to_out.0",),
+        "attention.residual": ("res_conv",),
     },
-    "ViN": {
-        "mixer.project": ("0.fn.to_qkv",),
-        "mixer.output": ("0.fn.to_out.0",),
-        "mixer.attention.residual": ("0.fn.res_conv",),
-    },
-    "FNet": {},
 }
+_BY_LETTER = {"T": "softmax", "L": "linformer", "P": "performer", "N": "nystrom"}
+
+
+def _mixer_names(attention: str, prefix: str) -> Names:
+    names = _ATTENTIONS[attention].items()
+    return {f"mixer.{ours}": tuple(f"{prefix}{name}" for name in theirs) for ours, theirs in names}
 
 
 def _blocks(depth: int, prefix: str, first: int, block: Names) -> Names:
@@ -72,8 +75,9 @@ def _shell(original: Original, arguments: Mapping[str, Any]) -> Names:
         "mlp_norm": ("1.norm",),
         "mlp.expand": ("1.fn.net.0",),
         "mlp.contract": ("1.fn.net.3",),
-        **_ATTENTIONS[original.base],
     }
+    if original.base != "FNet":
+        block |= _mixer_names(_BY_LETTER[original.base[-1]], "0.fn.")
     if arguments.get("share_kv"):
         block["mixer.project"] = block["mixer.project"][:2]
     blocks = "token_mixer" if original.system == "pip_FNet" else "transformer"
@@ -105,6 +109,53 @@ def _fnet2d(original: Original, arguments: Mapping[str, Any]) -> Names:
     return names | _blocks(arguments["depth"], "layers.", 0, block)
 
 
+def _cct(original: Original, arguments: Mapping[str, Any]) -> Names:
+    names: Names = {
+        f"tokenizer.convolutions.{n}": (f"tokenizer.conv_layers.{n}.0",) for n in range(arguments["n_conv_layers"])
+    }
+    names |= {"position.table": ("classifier.positional_emb",), "pool.weigh": ("classifier.attention_pool",)}
+    names |= {"norm": ("classifier.norm",), "head": ("classifier.fc",)}
+    block: Names = {
+        "mixer_norm": ("pre_norm",),
+        "mlp_norm": ("norm1",),
+        "mlp.expand": ("linear1",),
+        "mlp.contract": ("linear2",),
+        **_mixer_names("cct" if original.system == "CCT" else _BY_LETTER[original.base[-1]], "self_attn."),
+    }
+    return names | _blocks(arguments["num_layers"], "classifier.blocks.", 0, block)
+
+
+def _cvt(original: Original, arguments: Mapping[str, Any]) -> Names:
+    # The class of our norm has weight and bias where theirs has g and b.
+    block: Names = {
+        **{f"{ours}.weight": (f"{theirs}.norm.g",) for ours, theirs in (("mixer_norm", "0"), ("mlp_norm", "1"))},
+        **{f"{ours}.bias": (f"{theirs}.norm.b",) for ours, theirs in (("mixer_norm", "0"), ("mlp_norm", "1"))},
+        "mlp.expand": ("1.fn.net.0",),
+        "mlp.contract": ("1.fn.net.3",),
+        **_mixer_names(_BY_LETTER[original.base[-1]], "0.fn."),
+    }
+    names: Names = {"head": ("layers.5",)}
+    for stage in range(3):
+        ours, theirs = f"stages.{stage}", f"layers.{stage}"
+        names[f"{ours}.convolutions.0"] = (f"{theirs}.0",)
+        names[f"{ours}.norm.weight"], names[f"{ours}.norm.bias"] = (f"{theirs}.1.g",), (f"{theirs}.1.b",)
+        blocks = _blocks(arguments[f"s{stage + 1}_depth"], f"{theirs}.2.layers.", 0, block)
+        names |= {f"{ours}.{key}": value for key, value in blocks.items()}
+    return names
+
+
+def _levit(original: Original, arguments: Mapping[str, Any]) -> Names:
+    names: Names = {f"stages.0.convolutions.{index}": (f"conv_embedding.{index}",) for index in range(3)}
+    block: Names = {
+        "mlp.expand": ("1.net.0",),
+        "mlp.contract": ("1.net.3",),
+        **_mixer_names(_BY_LETTER[original.base[-1]], "0."),
+    }
+    depth = arguments["depth"]
+    blocks = _blocks(depth[0] if isinstance(depth, list | tuple) else depth, "backbone.0.layers.", 0, block)
+    return names | {"head": ("mlp_head",)} | {f"stages.0.{key}": value for key, value in blocks.items()}
+
+
 def sources(original: Original, arguments: Mapping[str, Any], ours: Mapping[str, Tensor]) -> Names:
     """Returns for each tensor of our net the original's that make it, to be laid one below the other.
 
@@ -113,7 +164,7 @@ def sources(original: Original, arguments: Mapping[str, Any], ours: Mapping[str,
         arguments: All arguments of its constructor.
         ours: The state dict of our net.
     """
-    tables = {"shell": _shell, "mixer": _mixer, "fnet2d": _fnet2d}
+    tables = {"shell": _shell, "mixer": _mixer, "fnet2d": _fnet2d, "cct": _cct, "cvt": _cvt, "levit": _levit}
     names = tables[original.family](original, arguments)
 
     def theirs(key: str) -> tuple[str, ...]:
@@ -126,11 +177,14 @@ def sources(original: Original, arguments: Mapping[str, Any], ours: Mapping[str,
 def join(parts: list[Tensor], like: Tensor) -> Tensor | None:
     """Lays tensors one below the other; None if that does not give the shape of `like`.
 
-    A convolution of one tap becomes a linear map where `like` is one.
+    A convolution of one tap becomes a linear map where `like` is one, and a vector for maps (1 c 1 1) a plain one.
     """
-    if any(part.ndim < like.ndim or any(side != 1 for side in part.shape[like.ndim :]) for part in parts):
-        return None
-    flat = [part.reshape(part.shape[: like.ndim]) for part in parts]
+    flat = []
+    for part in parts:
+        shape = part.shape[1:] if part.ndim == 4 and like.ndim == 1 and part.shape[0] == 1 else part.shape
+        if len(shape) < like.ndim or any(side != 1 for side in shape[like.ndim :]):
+            return None
+        flat.append(part.reshape(shape[: like.ndim]))
     if len(flat) > 1 and any(part.shape[1:] != like.shape[1:] for part in flat):
         return None
     value = flat[0] if len(flat) == 1 else torch.cat(flat)
@@ -139,10 +193,10 @@ def join(parts: list[Tensor], like: Tensor) -> Tensor | None:
 
 def _identities(original: Original, arguments: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:
     """Writes out the outputs that the original ViT leaves away: with one head as wide as a token there is nothing."""
-    dim, depth = arguments.get("dim"), arguments["depth"]
-    if original.base != "ViT" or arguments["heads"] != 1 or arguments["dim_head"] != dim:
+    if original.base != "ViT" or arguments["heads"] != 1 or arguments["dim_head"] != arguments["dim"]:
         return {}
-    outputs = [f"transformer.layers.{index}.0.fn.to_out.0" for index in range(depth)]
+    dim = arguments["dim"]
+    outputs = [f"transformer.layers.{index}.0.fn.to_out.0" for index in range(arguments["depth"])]
     weights = {f"{name}.weight": torch.eye(dim).to(like) for name in outputs}
     return weights | {f"{name}.bias": torch.zeros(dim).to(like) for name in outputs}
 

@@ -10,14 +10,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vix.backbones import Backbone
+from vix.backbones.cct import CCT
 from vix.backbones.fnet2d import FNet2D
+from vix.published.others import (
+    DEFAULTS_CCT,
+    DEFAULTS_CVT,
+    DEFAULTS_LEVIT,
+    IGNORED,
+    SCRIPT_CCT,
+    SCRIPT_CVT,
+    SCRIPT_LEVIT,
+    cct,
+    cvt,
+    levit,
+)
+from vix.published.simplified import Simplified
 from vix.systems import SYSTEMS
 from vix.tokens import pair
 
 REQUIRED = object()
 """Stands where a constructor has no default."""
 
-Family = Literal["shell", "mixer", "fnet2d"]
+Family = Literal["shell", "mixer", "fnet2d", "cct", "cvt", "levit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +40,10 @@ class Original:
 
     Args:
         system: Its name.
-        base: The name without `pip_`, `Hybrid` and `RoPE`: ViT, ViL, ViP, ViN, FNet, MLPMixer, FNet2D.
+        base: The name without `pip_`, `Hybrid` and `RoPE`.
         net: Our class.
-        family: Which body it has: the ViX shell, the sequence of MLP-Mixer, or the map of FNet2D.
+        family: Which body it has: the ViX shell, the sequence of MLP-Mixer, the map of FNet2D, or CCT's; or what its
+            authors made of CvT's and LeViT's.
         defaults: Its constructor's arguments and their defaults, and what it had fixed inside that a copy may have
             changed (`k`, `num_landmarks`, `features`).
         script: What the author's script gave beyond the defaults, or the README of the package.
@@ -56,7 +71,8 @@ class Original:
         names |= {"heads", "dim_head"} if self.base == "FNet" else set()
         names |= {"heads"} if self.fixed_heads else set()
         names |= {"channels"} if self.hybrid else set()
-        return frozenset(names | ({"image_size"} if self.base == "FNet2D" else set()))
+        names |= {"image_size"} if self.family in ("fnet2d", "levit") else set()
+        return frozenset(names | IGNORED.get(self.system, set()))
 
     def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Returns all arguments of the constructor.
@@ -79,8 +95,10 @@ class Original:
         Raises:
             ValueError: If the original has no such argument, needs another, or does not run with it.
         """
-        translate = {"shell": _shell, "mixer": _mixer, "fnet2d": _fnet2d}[self.family]
-        return translate(self, self.complete(arguments))
+        given = self.complete(arguments)
+        if self.family in ("cct", "cvt", "levit"):
+            return {"cct": cct, "cvt": cvt, "levit": levit}[self.family](self.system, given)
+        return {"shell": _shell, "mixer": _mixer, "fnet2d": _fnet2d}[self.family](self, given)
 
 
 def _only(original: Original, arguments: Mapping[str, Any], name: str, value: Any) -> None:
@@ -148,6 +166,8 @@ def _fnet2d(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _TRAINED = {"image_size": 32, "patch_size": 1, "num_classes": 10, "dim": 128, "depth": 4, "heads": 4, "mlp_dim": 256}
+_CCX: dict[str, type[Backbone]] = {"CCT": CCT, "CCN": SYSTEMS["CCN"], "CCP": SYSTEMS["CCP"]}
+_LEVIT = ("image_size", "num_classes", "dim", "depth", "heads", "mlp_mult")
 _FIXED_INSIDE: dict[str, dict[str, Any]] = {
     "ViL": {"k": 64, "one_kv_head": False, "share_kv": True},
     "ViP": {"features": None},
@@ -245,6 +265,32 @@ ORIGINALS: dict[str, Original] = {
             defaults={**dict.fromkeys(("num_classes", "dim", "depth", "mlp_dim"), REQUIRED), "dropout": 0.0},
             script={"num_classes": 10, "dim": 128, "depth": 5, "mlp_dim": 256},
             package=True,
+        ),
+        *(
+            Original(system=name, base=name, net=net, family="cct", defaults=DEFAULTS_CCT, script=SCRIPT_CCT)
+            for name, net in _CCX.items()
+        ),
+        *(
+            Original(
+                system=name,
+                base=name,
+                net=Simplified,
+                family="cvt",
+                defaults={"num_classes": REQUIRED, **DEFAULTS_CVT},
+                script=SCRIPT_CVT,
+            )
+            for name in ("CvN", "CvP")
+        ),
+        *(
+            Original(
+                system=name,
+                base=name,
+                net=Simplified,
+                family="levit",
+                defaults={**dict.fromkeys(_LEVIT, REQUIRED), **DEFAULTS_LEVIT},
+                script=SCRIPT_LEVIT,
+            )
+            for name in ("LeViN", "LeViP")
         ),
     )
 }

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vix.published.originals import ORIGINALS, Original
+from vix.published.other_shapes import read_cct, read_cvt, read_levit, recognise_other
 from vix.tokens import pair
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -23,6 +24,8 @@ def recognise(shapes: Shapes) -> str:
     Raises:
         ValueError: If they are of none.
     """
+    if other := recognise_other(shapes):
+        return other
     if "conv.1.weight" in shapes and "pool.2.weight" in shapes:
         return "FNet2D"
     if "4.0.fn.0.weight" in shapes:
@@ -59,35 +62,52 @@ class Reading:
         self.model, self.shapes, self.given = model, shapes, given
         self.told: dict[str, Any] = {}
         self.assumed: dict[str, Any] = {}
-        {"shell": self._shell, "mixer": self._mixer, "fnet2d": self._fnet2d}[model.family]()
+        own = {"shell": self._shell, "mixer": self._mixer, "fnet2d": self._fnet2d}
+        others = {"cct": read_cct, "cvt": read_cvt, "levit": read_levit}
+        if model.family in own:
+            own[model.family]()
+        else:
+            others[model.family](self)
         for name, default in model.defaults.items():
             if name not in self.told:
-                self._assume(name, model.script.get(name, default))
+                self.assume(name, model.script.get(name, default))
 
     @property
     def arguments(self) -> dict[str, Any]:
         """All arguments of the original's constructor."""
         return self.model.complete({**self.assumed, **self.told, **self.given})
 
-    def _shape(self, key: str, axes: int) -> tuple[int, ...]:
+    def shape(self, key: str, axes: int) -> tuple[int, ...]:
+        """Returns the shape of a weight that has so many axes.
+
+        Raises:
+            ValueError: If there is no such weight.
+        """
         shape = self.shapes.get(key)
         if shape is None or len(shape) != axes or 0 in shape:
             found = "is missing" if shape is None else f"has shape {shape}"
             raise ValueError(f"the weights are not those of {self.model.system}: {key} {found}")
         return shape
 
-    def _tell(self, name: str, value: Any) -> None:
+    def tell(self, name: str, value: Any) -> None:
+        """Notes what the shapes tell.
+
+        Raises:
+            ValueError: If the caller says otherwise.
+        """
         if name in self.given and self.given[name] != value:
             raise ValueError(f"{name}={self.given[name]!r} does not fit the weights, which have {name}={value!r}")
         self.told[name] = value
 
-    def _assume(self, name: str, value: Any) -> Any:
+    def assume(self, name: str, value: Any) -> Any:
+        """Returns what the caller gave, or else this value, and notes that it was not told."""
         if name in self.given:
             return self.given[name]
         self.assumed[name] = value
         return value
 
-    def _depth(self, prefix: str) -> int:
+    def depth(self, prefix: str) -> int:
+        """Counts the numbers that follow a prefix in the names of weights."""
         parts = (key.removeprefix(prefix).partition(".")[0] for key in self.shapes if key.startswith(prefix))
         return len({part for part in parts if part.isdigit()})
 
@@ -97,23 +117,23 @@ class Reading:
             p, q = pair(self.given["patch_size"], "patch_size")
             if width % (p * q):
                 raise ValueError(f"patch_size={p}x{q} does not fit the weights, whose patches have {width} values")
-            self._tell("channels", width // (p * q))
+            self.tell("channels", width // (p * q))
             return p, q
         wanted = self.given.get("channels")
         sides = {c: math.isqrt(width // c) for c in range(1, width + 1) if wanted in (None, c)}
         fits = {c: side for c, side in sides.items() if c * side * side == width}
         if wanted is None and 3 in fits:
-            self._assume("channels", 3)
+            self.assume("channels", 3)
             side = fits[3]
         elif len(fits) == 1:
             ((channels, side),) = fits.items()
-            self._tell("channels", channels)
+            self.tell("channels", channels)
         elif fits:
             ways = ", ".join(f"channels={c} with patch_size={side}" for c, side in fits.items())
             raise ValueError(f"patches of {width} values are ambiguous ({ways}): give channels")
         else:
             raise ValueError(f"patches of {width} values are no squares of {wanted} channels: give patch_size")
-        self._tell("patch_size", side)
+        self.tell("patch_size", side)
         return side, side
 
     def _image(self, count: int, patch: tuple[int, int]) -> None:
@@ -127,86 +147,86 @@ class Reading:
             raise ValueError(f"{count} tokens make no square: give image_size as a (height, width) pair")
         else:
             height, width = side * patch[0], side * patch[1]
-            self._assume("image_size", height if height == width else (height, width))
+            self.assume("image_size", height if height == width else (height, width))
 
     def _heads(self, inner: int, dim_head: int | None) -> None:
         """Splits the width of all heads; by the heads of the script where neither shapes nor caller tell."""
         name, part = "heads", self.model.script["heads"]
         if dim_head is not None:
             name, part = "dim_head", dim_head
-            self._tell(name, part)
+            self.tell(name, part)
         elif "dim_head" in self.given and "heads" not in self.given:
             name, part = "dim_head", self.given["dim_head"]
         else:
-            part = self._assume(name, part)
+            part = self.assume(name, part)
         if not isinstance(part, int) or part < 1 or inner % part:
             raise ValueError(f"{name}={part!r} does not divide the width {inner} of all heads: give heads or dim_head")
         if name == "heads":
-            self._tell("dim_head", inner // part)
+            self.tell("dim_head", inner // part)
         elif self.model.fixed_heads is None:
-            self._tell("heads", inner // part)
+            self.tell("heads", inner // part)
 
     def _attention(self, prefix: str) -> None:
         model = self.model
-        dim_head = self._shape("layer_pos_emb.emb", 2)[1] if model.rope else None
+        dim_head = self.shape("layer_pos_emb.emb", 2)[1] if model.rope else None
         if model.base == "ViT":
-            inner = self._shape(f"{prefix}to_qkv.weight", 2)[0] // 3
+            inner = self.shape(f"{prefix}to_qkv.weight", 2)[0] // 3
             if f"{prefix}to_out.0.weight" not in self.shapes:
                 # The output projection is left away for one head as wide as a token.
                 dim_head = inner
         elif model.base == "ViN":
-            inner = self._shape(f"{prefix}to_qkv.weight", 2)[0] // 3
-            dim_head = inner // self._shape(f"{prefix}res_conv.weight", 4)[0]
+            inner = self.shape(f"{prefix}to_qkv.weight", 2)[0] // 3
+            dim_head = inner // self.shape(f"{prefix}res_conv.weight", 4)[0]
         else:
-            inner = self._shape(f"{prefix}to_q.weight", 2)[0]
+            inner = self.shape(f"{prefix}to_q.weight", 2)[0]
         if model.base == "ViP":
-            features, dim_head = self._shape(f"{prefix}fast_attention.projection_matrix", 2)
-            self._tell("features", features)
+            features, dim_head = self.shape(f"{prefix}fast_attention.projection_matrix", 2)
+            self.tell("features", features)
         elif model.base == "ViL":
-            keys = self._shape(f"{prefix}to_k.weight", 2)[0]
-            self._tell("k", self._shape(f"{prefix}proj_k", 2)[1])
-            self._tell("share_kv", f"{prefix}to_v.weight" not in self.shapes)
-            self._tell("one_kv_head", keys < inner)
+            keys = self.shape(f"{prefix}to_k.weight", 2)[0]
+            self.tell("k", self.shape(f"{prefix}proj_k", 2)[1])
+            self.tell("share_kv", f"{prefix}to_v.weight" not in self.shapes)
+            self.tell("one_kv_head", keys < inner)
             dim_head = keys if keys < inner else dim_head
         self._heads(inner, dim_head)
 
     def _shell(self) -> None:
         body = "token_mixer" if self.model.system == "pip_FNet" else "transformer"
-        self._tell("dim", self._shape("cls_token", 3)[2])
-        self._tell("num_classes", self._shape("mlp_head.1.weight", 2)[0])
-        self._tell("depth", self._depth(f"{body}.layers."))
-        self._tell("mlp_dim", self._shape(f"{body}.{_FIRST}1.fn.net.0.weight", 2)[0])
+        self.tell("dim", self.shape("cls_token", 3)[2])
+        self.tell("num_classes", self.shape("mlp_head.1.weight", 2)[0])
+        self.tell("depth", self.depth(f"{body}.layers."))
+        self.tell("mlp_dim", self.shape(f"{body}.{_FIRST}1.fn.net.0.weight", 2)[0])
         patch = (1, 1)
         if self.model.hybrid:
-            self._tell("patch_size", 1)
+            self.tell("patch_size", 1)
         else:
             linear = f"to_patch_embedding.{2 if self.model.package else 1}.weight"
-            patch = self._patch(self._shape(linear, 2)[1])
+            patch = self._patch(self.shape(linear, 2)[1])
         if "pos_embedding" in self.shapes:
-            self._image(self._shape("pos_embedding", 3)[1] - 1, patch)
+            self._image(self.shape("pos_embedding", 3)[1] - 1, patch)
         if self.model.base != "FNet":
             self._attention(f"{body}.{_FIRST}0.fn.")
 
     def _mixer(self) -> None:
         first = 4 if self.model.hybrid else 2
-        (dim,) = self._shape(f"{first}.0.norm.weight", 1)
+        (dim,) = self.shape(f"{first}.0.norm.weight", 1)
         depth = sum(key.endswith(".0.norm.weight") for key in self.shapes)
-        self._tell("dim", dim)
-        self._tell("depth", depth)
+        self.tell("dim", dim)
+        self.tell("depth", depth)
         # Behind the blocks come the norm, the mean and the head.
-        self._tell("num_classes", self._shape(f"{first + depth + 2}.weight", 2)[0])
-        self._tell("expansion_factor", self._shape(f"{first}.1.fn.0.weight", 2)[0] / dim)
+        self.tell("num_classes", self.shape(f"{first + depth + 2}.weight", 2)[0])
+        self.tell("expansion_factor", self.shape(f"{first}.1.fn.0.weight", 2)[0] / dim)
         patch = (1, 1)
         if self.model.hybrid:
-            self._tell("patch_size", 1)
+            self.tell("patch_size", 1)
         else:
-            patch = self._patch(self._shape("1.weight", 2)[1])
-        self._image(self._shape(f"{first}.0.fn.0.weight", 3)[1], patch)
+            patch = self._patch(self.shape("1.weight", 2)[1])
+        self._image(self.shape(f"{first}.0.fn.0.weight", 3)[1], patch)
 
     def _fnet2d(self) -> None:
-        dim = self._shape("conv.1.weight", 4)[0]
-        hidden = self._shape(f"{_FIRST}ff.1.net.0.weight", 4)[0]
-        self._tell("num_classes", self._shape("pool.2.weight", 2)[0])
-        self._tell("depth", self._depth("layers."))
-        self._tell("dim" if self.model.package else "final_dim", dim)
-        self._tell("mlp_dim" if self.model.package else "mlp_mult", hidden if self.model.package else hidden / dim)
+        dim = self.shape("conv.1.weight", 4)[0]
+        hidden = self.shape(f"{_FIRST}ff.1.net.0.weight", 4)[0]
+        self.tell("num_classes", self.shape("pool.2.weight", 2)[0])
+        self.tell("depth", self.depth("layers."))
+        self.tell("dim" if self.model.package else "final_dim", dim)
+        self.tell("mlp_dim" if self.model.package else "mlp_mult", hidden if self.model.package else hidden / dim)
