@@ -4,12 +4,14 @@ Source: Xiong et al., "Nyströmformer: A Nyström-Based Algorithm for Approximat
 arXiv:2102.03902, equations 11 to 14. Cost per head for l landmarks: O((n + m) l (d + e) + l^3) time.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from vix.attention.band import BandConvolution
 from vix.attention.base import Attention, AttentionSpec
 from vix.layers import check_counts, full_precision
 
@@ -28,12 +30,101 @@ def segment_means(x: Tensor, segments: int) -> Tensor:
     return torch.cat(means, dim=-2)
 
 
+def landmarks_of(x: Tensor, landmarks: int, zeros: int) -> Tensor:
+    """Returns `segment_means` of (b h n d) as if `zeros` zero tokens stood in front, which are not made.
+
+    With them the tokens must be a multiple of the landmarks.
+    """
+    if not zeros:
+        return segment_means(x, landmarks)
+    length = (x.shape[-2] + zeros) // landmarks
+    empty, missing = divmod(zeros, length)
+    means = [x.new_zeros(*x.shape[:-2], empty, x.shape[-1])]
+    if missing:
+        means.append(x[..., : length - missing, :].sum(dim=-2, keepdim=True) / length)
+        x = x[..., length - missing :, :]
+    if x.shape[-2]:
+        means.append(segment_means(x, x.shape[-2] // length))
+    return torch.cat(means, dim=-2)
+
+
+def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] | None = None) -> Tensor:
+    """Multiplies a block (b h l e) by P(S), where Z0 P(A Z0) is what the iteration makes of its start Z0.
+
+    Equation 13 of the paper is Z <- Z p(A Z) with p(S) = (13 I - 15 S + 7 S^2 - S^3) / 4. So S = A Z follows its own
+    recurrence S <- S p(S), a polynomial of degree four and thus two products, and each p(S) is applied to the block
+    alone: neither Z nor p(S) is made. All S commute, so their order is free.
+
+    Args:
+        s: A Z0, of each head (b h l l).
+        block: What is multiplied.
+        iterations: Steps of the iteration.
+        kept: If given, gets the S and the block of each step.
+    """
+    for step in range(iterations):
+        if kept is not None:
+            kept += [s, block]
+        once = s @ block
+        twice = s @ once
+        block = 3.25 * block - 3.75 * once + 1.75 * twice - 0.25 * (s @ twice)
+        if step + 1 < iterations:
+            square = s @ s
+            s = 3.25 * s - 3.75 * square + 0.25 * square @ (7 * s - square)
+    return block
+
+
+class InverseTimes(torch.autograd.Function):
+    """`inverse_times` for symmetric S, with a gradient of three products a step and no kept powers.
+
+    With D the gradient of S p(S), that of S is the sum of -c_{i+j+1} S^i D S^j over the monomials of the polynomial,
+    which for symmetric S and D folds into H + H^T with
+    H = (6.5 D - 2.75 S D + (S^2 - 3.5 S)(3.5 D - S D - D S)) / 4.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, block: Tensor, iterations: int) -> Tensor:
+        """Maps S (b h l l) and a block (b h l e) to (b h l e)."""
+        kept: list[Tensor] = []
+        out = inverse_times(s, block, iterations, kept)
+        ctx.save_for_backward(*kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradient (b h l e) of the output to those of S, symmetrised, and of the block."""
+        kept = list(ctx.saved_tensors)
+        width, total = grad.shape[-1], None
+        while kept:
+            block, s = kept.pop(), kept.pop()
+            both = torch.cat([grad, block], dim=-1)
+            once = s @ both
+            twice = s @ once
+            # Of the block's polynomial: its powers of S are already split between gradient and block.
+            left = torch.cat(
+                [
+                    -3.75 * grad + 1.75 * once[..., :width] - 0.25 * twice[..., :width],
+                    1.75 * grad - 0.25 * once[..., :width],
+                    -0.25 * grad,
+                ],
+                dim=-1,
+            )
+            right = torch.cat([block, once[..., width:], twice[..., width:]], dim=-1)
+            half = 0.5 * left @ right.mT
+            if total is not None:
+                # Of the recurrence.
+                square, product = s @ s, s @ total
+                inner = 3.5 * total - product - product.mT
+                half += (square - 3.5 * s) @ (0.25 * inner)
+                half += 1.625 * total - 0.6875 * product
+            total = half + half.mT
+            grad = 3.25 * grad - 3.75 * once[..., :width] + 1.75 * twice[..., :width] - 0.25 * (s @ twice[..., :width])
+        return total, grad, None
+
+
 @full_precision
 def apply_inverse(q: Tensor, k: Tensor, block: Tensor, iterations: int | None, batch_start: bool) -> Tensor:
     """Multiplies a block (b h l e) by the pseudo-inverse of A = softmax(q k^T / sqrt(d)) among landmarks, by iteration.
-
-    Equation 13 of the paper is Z <- Z p(A Z) with p(S) = (13 I - 15 S + 7 S^2 - S^3) / 4. So S = A Z follows its own
-    recurrence S <- S p(S), three products a step, and the p(S) are applied to the block alone: Z is never made.
 
     Args:
         q: The landmarks of the queries (b h l d).
@@ -47,19 +138,10 @@ def apply_inverse(q: Tensor, k: Tensor, block: Tensor, iterations: int | None, b
         return torch.linalg.pinv(a) @ block
     columns = a.sum(dim=-2, keepdim=True)
     # Rows of a softmax sum to one, so the start A^T / (max row sum * max column sum) needs the columns alone.
-    scale = columns.amax() if batch_start else columns.amax(dim=-1, keepdim=True)
-    start = a.mT / scale
-    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    s = a @ start
-    factors = []
-    for step in range(iterations):
-        factor = 3.25 * identity - 3.75 * s + 0.25 * (s @ s) @ (7 * identity - s)
-        factors.append(factor)
-        if step + 1 < iterations:
-            s = s @ factor
-    for factor in reversed(factors):
-        block = factor @ block
-    return start @ block
+    start = a.mT / (columns.amax() if batch_start else columns.amax(dim=-1, keepdim=True))
+    if torch.compiler.is_compiling():
+        return start @ inverse_times(a @ start, block, iterations)
+    return start @ InverseTimes.apply(a @ start, block, iterations)
 
 
 class NystromAttention(Attention):
@@ -122,15 +204,19 @@ class NystromAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) to (b h n e)."""
         n = q.shape[-2]
-        landmarks = min(self.num_landmarks, n, k.shape[-2])
+        landmarks, zeros = min(self.num_landmarks, n, k.shape[-2]), 0
         if self.as_published:
             # As many landmarks as asked for, even where most are means of zeros.
             landmarks = self.num_landmarks
-            q, k, v = (functional.pad(x, (0, 0, -n % landmarks, 0)) for x in (q, k, v))
-        q_landmarks, k_landmarks = segment_means(q, landmarks), segment_means(k, landmarks)
-        block = functional.scaled_dot_product_attention(q_landmarks, k, v)
+            zeros = -n % landmarks
+        q_landmarks, k_landmarks = landmarks_of(q, landmarks, zeros), landmarks_of(k, landmarks, zeros)
+        # Zeros answer only here: as queries they are cropped, and a convolution has zeros of its own.
+        all_k, all_v = (functional.pad(x, (0, 0, zeros, 0)) for x in (k, v)) if zeros else (k, v)
+        block = functional.scaled_dot_product_attention(q_landmarks, all_k, all_v)
         block = apply_inverse(q_landmarks, k_landmarks, block, self.iterations, self.as_published)
         out = functional.scaled_dot_product_attention(q, k_landmarks, block.to(q.dtype))
-        if self.residual is not None:
-            out = out + self.residual(v)
-        return out[..., -n:, :]
+        if self.residual is None:
+            return out
+        if v.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return out + self.residual(v)
+        return out + BandConvolution.apply(v, self.residual.weight.flatten(1))

@@ -1,0 +1,57 @@
+"""A depth-wise convolution along the tokens as products with a band matrix, for processors that are poor at the former.
+
+Shapes: b batch, h heads, n tokens, e width of a value, t taps, s runs of tokens, i token of a run, w token of its window.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+RUN = 32
+"""Tokens that one product makes: more would multiply more zeros, fewer would be too small a product."""
+
+
+def band(taps: Tensor) -> Tensor:
+    """Writes the filters (h t) as the matrices (h i w) that map the window of a run to the run."""
+    h, t = taps.shape
+    # Rows one longer than the matrix shift the filter by one token each.
+    rows = functional.pad(taps, (0, RUN)).repeat(1, RUN)[:, : RUN * (RUN + t - 1)]
+    return rows.view(h, RUN, RUN + t - 1)
+
+
+def windows(x: Tensor, t: int) -> Tensor:
+    """Copies the window of each run of tokens of (b h n e) into (h w (b s e)), with zeros around the sequence."""
+    n = x.shape[-2]
+    padded = functional.pad(x, (0, 0, t // 2, -n % RUN + t // 2))
+    return rearrange(padded.unfold(-2, RUN + t - 1, RUN), "b h s e w -> h w (b s e)")
+
+
+def convolve(x: Tensor, taps: Tensor) -> Tensor:
+    """Convolves (b h n e) along n with one odd filter a head (h t), as `nn.Conv2d` with zero padding does."""
+    b, _, n, e = x.shape
+    out = band(taps) @ windows(x, taps.shape[-1])
+    return rearrange(out, "h i (b s e) -> b h (s i) e", b=b, e=e)[:, :, :n]
+
+
+class BandConvolution(torch.autograd.Function):
+    """`convolve` with a gradient that keeps its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
+        """Maps (b h n e) and the filters (h t) to (b h n e)."""
+        ctx.save_for_backward(x, taps)
+        return convolve(x, taps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps the gradient of the output to those of the input and of the filters."""
+        x, taps = ctx.saved_tensors
+        t = taps.shape[-1]
+        matrix = windows(grad, 1) @ windows(x, t).mT
+        rows = functional.pad(matrix.flatten(1), (0, RUN)).unflatten(1, (RUN, RUN + t))
+        return convolve(grad, taps.flip(-1)), rows[..., :t].sum(dim=1)
