@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests import reference
-from vix.layers import DropPath, FeedForward, full_precision, widen
+from vix.layers import DropPath, FeedForward, check_counts, check_rates, full_precision, widen
 
 
 @pytest.mark.parametrize(
@@ -166,3 +166,81 @@ def test_under_autocast_a_given_norm_has_the_gradients_of_an_applied_one(dtype: 
         assert one.dtype == other.dtype
         # Both round to half precision, in another order.
         assert (one - other).abs().max() <= 0.03 * other.abs().max()
+
+
+def normed_network(dtype: torch.dtype = torch.float64) -> tuple[FeedForward, torch.nn.LayerNorm]:
+    """A feed-forward network and the normalisation before it, with a gain and a shift that are not one and zero."""
+    torch.manual_seed(0)
+    network, norm = FeedForward(6, 9).to(dtype), torch.nn.LayerNorm(6).to(dtype)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return network, norm
+
+
+def test_a_network_that_is_given_its_normalisation_applies_it_first() -> None:
+    network, norm = normed_network()
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    given = (x, *network.parameters(), *norm.parameters())
+    out, expected = network(x, norm), network(norm(x))
+    assert_close(out, expected)
+    cotangent = torch.randn_like(out)
+    assert_close(torch.autograd.grad(out, given, cotangent), torch.autograd.grad(expected, given, cotangent))
+    with torch.no_grad():
+        assert_close(network(x, norm), expected)
+
+
+def test_gradients_of_a_normalised_network_are_those_of_finite_differences() -> None:
+    network, norm = normed_network()
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    given = (x, *network.parameters(), *norm.parameters())
+    assert torch.autograd.gradcheck(lambda x, *_: network(x, norm), given)
+
+
+@pytest.mark.parametrize("frozen", ["network", "norm", "input"])
+def test_a_part_of_a_normalised_network_may_be_frozen(frozen: str) -> None:
+    network, norm = normed_network()
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=frozen != "input")
+    network.requires_grad_(frozen != "network")
+    norm.requires_grad_(frozen != "norm")
+    learned = [tensor for tensor in (x, *network.parameters(), *norm.parameters()) if tensor.requires_grad]
+    out, expected = network(x, norm), network(norm(x))
+    assert_close(torch.autograd.grad(out.sum(), learned), torch.autograd.grad(expected.sum(), learned))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_normalised_network_under_autocast_is_near_the_same_in_float32(dtype: torch.dtype) -> None:
+    network, norm = normed_network(torch.float32)
+    x = torch.randn(2, 50, 6).to(dtype).requires_grad_()
+    given = (x, *network.parameters(), *norm.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(x, norm)
+    expected = network(norm(x.float()))
+    # Rounded in bfloat16 (2^-8) are the normed token, the hidden values and the output.
+    assert_close(out.float(), expected, atol=0.05, rtol=0.02)
+    gradients = zip(torch.autograd.grad(out.sum(), given), torch.autograd.grad(expected.sum(), given), strict=True)
+    for actual, gradient in gradients:
+        assert actual.dtype == gradient.dtype
+        assert (actual - gradient).abs().max() < 0.03 * gradient.abs().max()
+
+
+def test_a_normalised_network_drops_as_any_other() -> None:
+    network, norm = normed_network()
+    network.dropout.p = 0.5
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    assert (network(x, norm) == 0).any()
+    assert_close(network.eval()(x, norm), network(norm(x)))
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3", True, None])
+def test_counts_are_positive_whole_numbers(count: object) -> None:
+    with pytest.raises(ValueError, match=r"^depth must be a positive whole number, got ") as error:
+        check_counts(dim=3, depth=count)
+    assert repr(count) in str(error.value)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, float("nan"), "0.1", True, None])
+def test_rates_are_at_least_zero_and_below_one(rate: object) -> None:
+    with pytest.raises(ValueError, match=r"^dropout must be at least 0 and below 1, got ") as error:
+        check_rates(drop_path=0, dropout=rate)
+    assert repr(rate) in str(error.value)
