@@ -61,8 +61,8 @@ def test_an_empty_state_dict_misses_everything() -> None:
     [
         ("ViM", {}, "no published system is called 'ViM': there are ViT, ViL"),
         ("ViT", {"landmarks": 3}, "ViT takes no landmarks=3: it takes image_size"),
-        ("HybridViT", {"patch_size": 2}, "the published HybridViT runs with patch_size=1 only, got 2"),
-        ("ViPRoPE", {"rotary_position_emb": False}, "runs with rotary_position_emb=True only, got False"),
+        ("HybridViT", {"patch_size": 2}, "the published HybridViT can be loaded with patch_size=1 only, got 2"),
+        ("ViPRoPE", {"rotary_position_emb": False}, "can be loaded with rotary_position_emb=True only, got False"),
     ],
 )
 def test_a_wrong_argument_is_named(system: str, change: dict[str, Any], message: str) -> None:

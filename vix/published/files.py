@@ -67,8 +67,9 @@ def read_file(path: str | Path, system: str | None = None, **arguments: Any) -> 
         system: The published model; left out, the names of the weights tell it.
         arguments: Arguments of its constructor, by its own names, that the file does not tell. What is neither told nor
             given takes the value of the author's script: `heads` in ViT and ViL without RoPE (unless ViL has one
-            key/value head), `num_landmarks`, `pool`, `dropout`, `emb_dropout`. Images are taken to be square and to
-            have three channels where that fits; with RoPE, where ViP and ViN hold no positions, `image_size` is 32.
+            key/value head) and `num_heads` in CCT, `num_landmarks`, strides, `pool`, dropouts. Images are taken to be
+            square and to have three channels where that fits; with RoPE, where ViP and ViN hold no positions,
+            `image_size` is 32.
 
     Raises:
         FileNotFoundError: If there is no such file.

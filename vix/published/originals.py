@@ -12,6 +12,7 @@ from typing import Any, Literal
 from vix.backbones import Backbone
 from vix.backbones.cct import CCT
 from vix.backbones.fnet2d import FNet2D
+from vix.published.arguments import fnet2d, mixer, shell
 from vix.published.others import (
     DEFAULTS_CCT,
     DEFAULTS_CVT,
@@ -26,7 +27,6 @@ from vix.published.others import (
 )
 from vix.published.simplified import Simplified
 from vix.systems import SYSTEMS
-from vix.tokens import pair
 
 REQUIRED = object()
 """Stands where a constructor has no default."""
@@ -98,71 +98,7 @@ class Original:
         given = self.complete(arguments)
         if self.family in ("cct", "cvt", "levit"):
             return {"cct": cct, "cvt": cvt, "levit": levit}[self.family](self.system, given)
-        return {"shell": _shell, "mixer": _mixer, "fnet2d": _fnet2d}[self.family](self, given)
-
-
-def _only(original: Original, arguments: Mapping[str, Any], name: str, value: Any) -> None:
-    if arguments[name] not in (value, [value, value], (value, value)):
-        raise ValueError(f"the published {original.system} runs with {name}={value} only, got {arguments[name]!r}")
-
-
-def _shell(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("image_size", "patch_size", "num_classes", "dim", "depth", "mlp_dim", "pool", "channels", "dropout")
-    args = {name: given[name] for name in (*names, "emb_dropout")}
-    # The published mean is over the class token too.
-    args["class_token"] = True
-    if original.hybrid:
-        _only(original, given, "patch_size", 1)
-        args["channels"] = 3
-    elif original.package:
-        args["embedding"] = "linear_normed"
-    if original.rope:
-        _only(original, given, "rotary_position_emb", True)
-        args["position"] = "rope"
-    if original.base == "FNet":
-        return args
-    args["heads"] = original.fixed_heads or given["heads"]
-    args["dim_head"] = given["dim_head"]
-    if original.base == "ViT":
-        return args
-    # Only ViT drops values of the attention's output.
-    args["proj_dropout"] = 0.0
-    if original.base == "ViL":
-        args |= {"rank": given["k"], "one_kv_head": given["one_kv_head"], "attn_dropout": given["dropout"]}
-        args |= {"share_kv": given["share_kv"], "share_projection": given["share_kv"]}
-    elif original.base == "ViP":
-        args |= {"features": given["features"], "qkv_bias": True, "as_published": True}
-    else:
-        args |= {"num_landmarks": given["num_landmarks"], "as_published": True}
-    return args
-
-
-def _times(width: int, factor: float) -> int:
-    # Rounded first, since a factor read from shapes is a quotient.
-    return int(round(width * factor, 6))
-
-
-def _mixer(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
-    (height, width), (p, q) = pair(given["image_size"], "image_size"), pair(given["patch_size"], "patch_size")
-    args = {name: given[name] for name in ("num_classes", "dim", "depth", "channels", "dropout")}
-    if original.hybrid:
-        # Its image_size is the grid of tokens behind a stem of stride 2.
-        _only(original, given, "patch_size", 1)
-        height, width, p, q = 2 * height, 2 * width, 2, 2
-        args["channels"] = 3
-    expansion = given["expansion_factor"]
-    args |= {"image_size": (height, width), "patch_size": (p, q)}
-    count = (height // p) * (width // q)
-    args |= {"token_dim": _times(count, expansion), "mlp_dim": _times(given["dim"], expansion)}
-    return args
-
-
-def _fnet2d(original: Original, given: Mapping[str, Any]) -> dict[str, Any]:
-    args = {name: given[name] for name in ("num_classes", "depth", "dropout")}
-    if original.package:
-        return args | {"dim": given["dim"], "mlp_dim": given["mlp_dim"]}
-    dim = given["final_dim"]
-    return args | {"image_size": given["image_size"], "dim": dim, "mlp_dim": _times(dim, given["mlp_mult"])}
+        return {"shell": shell, "mixer": mixer, "fnet2d": fnet2d}[self.family](self, given)
 
 
 _TRAINED = {"image_size": 32, "patch_size": 1, "num_classes": 10, "dim": 128, "depth": 4, "heads": 4, "mlp_dim": 256}

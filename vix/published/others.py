@@ -100,8 +100,13 @@ def _kernel(system: str) -> AttentionFactory:
     return partial(Performer, features=FEATURES, as_published=True)
 
 
-def _only(system: str, arguments: Mapping[str, Any], name: str, value: Any) -> None:
-    if arguments[name] != value:
+def only(system: str, arguments: Mapping[str, Any], name: str, value: Any) -> None:
+    """Refuses any other value of an argument; a pair of the same number is that number.
+
+    Raises:
+        ValueError: If it has another.
+    """
+    if arguments[name] not in (value, [value, value], (value, value)):
         raise ValueError(f"the published {system} can be loaded with {name}={value} only, got {arguments[name]!r}")
 
 
@@ -112,7 +117,7 @@ def cct(system: str, given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If there is no counterpart here.
     """
     for name, value in {"pooling_kernel_size": 3, "pooling_padding": 1, "padding": given["kernel_size"] // 2}.items():
-        _only(system, given, name, value)
+        only(system, given, name, value)
     dim, heads = given["embedding_dim"], given["num_heads"]
     args = {
         "image_size": given["img_size"],
@@ -161,8 +166,8 @@ def levit(system: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If there is more than one stage, or a second head.
     """
-    _only(system, given, "stages", 1)
-    _only(system, given, "num_distill_classes", None)
+    only(system, given, "stages", 1)
+    only(system, given, "num_distill_classes", None)
     one = {name: given[name][0] if isinstance(given[name], list | tuple) else given[name] for name in _PER_STAGE}
     return {
         "attention": _kernel(system),
