@@ -269,7 +269,7 @@ class LeViP(LeViT):
         **levit: Any,
     ) -> None:
         attention = partial(Performer, features=features, as_published=as_published)
-        super().__init__(attention=attention, position=position, **levit)
+        super().__init__(attention=attention, shrinking_attention=attention, position=position, **levit)
 
 
 class CvN(CvT):

@@ -127,7 +127,7 @@ class CvTBlock(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c)."""
         x = x + self.drop_path(self.attention(self.attention_norm(x), tokens))
-        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        return x + self.drop_path(self.mlp(x, self.mlp_norm))
 
 
 class TokenEmbedding(nn.Module):

@@ -288,7 +288,8 @@ class LeViT(Backbone):
         dims = per_stage(dim, len(dim) if isinstance(dim, list | tuple) else 1, "dim")
         depths, all_heads = per_stage(depth, len(dims), "depth"), per_stage(heads, len(dims), "heads")
         stride = default_stride(self.image_size) if stem_stride is None else stem_stride
-        if stride < 1 or stride & (stride - 1):
+        check_counts(stem_stride=stride)
+        if stride & (stride - 1):
             raise ValueError(f"stem_stride must be a power of two, got {stem_stride}")
         multiple = max(4, stride // 2)
         if dims[0] % multiple:
