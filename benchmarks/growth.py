@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ PUBLISHED = {
     "ViP": partial(vix.ViP, as_published=True, qkv_bias=True),
     "ViN": partial(vix.ViN, as_published=True),
 }
-DEFAULTS = {
+DEFAULTS: dict[str, Callable[..., nn.Module]] = {
     "ViL": vix.ViL,
     # With the biases that it has as published, so that only the stabiliser differs.
     "ViP": partial(vix.ViP, qkv_bias=True),
