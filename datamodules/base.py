@@ -117,6 +117,11 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"{name} must have one number for each of {self.channels} channels, got {values}")
         return values
 
+    def __str__(self) -> str:
+        """The facts in one line; Lightning's own text would take a loader for a data set."""
+        height, width = self.image_size
+        return f"{type(self).__name__}: {self.num_classes} classes, {self.channels} x {height} x {width}"
+
     # what a data set provides
 
     def fetch_source(self) -> None:

@@ -68,7 +68,7 @@ class MappedSamples(Samples):
         return self._positions
 
     def fetch(self, rows: Tensor) -> Tensor:
-        return self.images[rows]
+        return self.images.index_select(0, rows)
 
 
 def memory_map(source: Samples, cache: Path, name: str) -> Samples:

@@ -89,9 +89,12 @@ def download(address: str, target: Path, checksum: str, max_bytes: int) -> None:
             raise DataError(f"{address} is another file: its checksum is {digest.hexdigest()}, expected {checksum}")
         partial.chmod(0o644)
         partial.replace(target)
+    except urllib.error.HTTPError as error:
+        # the error holds the connection
+        error.close()
+        raise DataError(f"cannot download {address}: {error}") from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise DataError(f"cannot download {address}: {reason}") from None
+        raise DataError(f"cannot download {address}: {getattr(error, 'reason', error)}") from None
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror}") from None
     finally:

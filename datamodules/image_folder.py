@@ -89,12 +89,15 @@ class ImageFolder(ImageDataModule):
             rows,
             size=self.image_size,
             channels=self.channels,
-            fingerprint=fingerprint(
-                ((name, (folder / name).stat()) for name in names),
-                folder=str(folder.resolve()),
-                shape=[*self.image_size, self.channels],
-                classes=self.class_names,
-            ),
+            fingerprint=self._fingerprint(folder, names) if self.in_memory else "",
+        )
+
+    def _fingerprint(self, folder: Path, names: list[str]) -> str:
+        return fingerprint(
+            ((name, (folder / name).stat()) for name in names),
+            folder=str(folder.resolve()),
+            shape=[*self.image_size, self.channels],
+            classes=self.class_names,
         )
 
     def _list(self, folder: Path) -> tuple[list[str], Tensor]:

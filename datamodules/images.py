@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from datamodules.errors import DataError
@@ -110,6 +110,8 @@ def decode(data: bytes, where: str, size: tuple[int, int], channels: int) -> np.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = _eight_bits(ImageOps.exif_transpose(file))
             image = image.convert("L" if channels == 1 else "RGB")
+    except UnidentifiedImageError:
+        raise DataError(f"cannot read the image {where}: it is no image of a known kind") from None
     # a file of a stranger can make Pillow's readers raise nearly anything
     except Exception as error:
         raise DataError(f"cannot read the image {where}: {error}") from None
@@ -157,7 +159,7 @@ class EncodedSamples(Samples):
     ) -> None:
         self.store = store
         # an array of bytes: a list of strings would be copied page by page into every worker as it counts references
-        self.names = np.array([name.encode() for name in names])
+        self.names = np.array([os.fsencode(name) for name in names])
         self._labels = labels
         self._positions = torch.arange(len(labels)) if positions is None else positions
         self.shape = (channels, *size)
@@ -175,6 +177,6 @@ class EncodedSamples(Samples):
         channels, height, width = self.shape
         images = np.empty((len(rows), *self.shape), dtype=np.uint8)
         for place, row in enumerate(rows.tolist()):
-            name = self.names[row].decode()
+            name = os.fsdecode(self.names[row])
             images[place] = decode(self.store.read(name), self.store.where(name), (height, width), channels)
         return torch.from_numpy(images)

@@ -48,7 +48,6 @@ class Loader:
         self.pin_memory = torch.cuda.is_available()
         self._taken = 0
         self._changed = ""
-        self._workers: DataLoader[Batch | DataError] | None = None
 
     @property
     def epoch(self) -> int:
@@ -65,29 +64,31 @@ class Loader:
         self._taken = self.batch_sampler.skip
         batches = iter(self._fetch())
         self.batch_sampler.skip = 0
-        for batch in batches:
-            if isinstance(batch, DataError):
-                raise batch
-            self._taken += 1
-            yield batch
+        try:
+            for batch in batches:
+                if isinstance(batch, DataError):
+                    raise batch
+                self._taken += 1
+                yield batch
+        finally:
+            # ends workers here and now, though the traceback of an error may keep this frame
+            del batches
 
     def _fetch(self) -> Iterable[Batch | DataError]:
         if self.num_workers == 0:
             batches = map(self.samples.batch, self.batch_sampler)
             return (Batch(*(t.pin_memory() for t in batch)) for batch in batches) if self.pin_memory else batches
-        if self._workers is None:
-            self._workers = DataLoader(
-                _Batches(self.samples),
-                sampler=self.batch_sampler,
-                batch_size=None,
-                num_workers=self.num_workers,
-                collate_fn=_as_it_is,
-                pin_memory=self.pin_memory,
-                persistent_workers=True,
-                # its seed for the workers would otherwise come out of the global generator, which dropout draws from
-                generator=torch.Generator(),
-            )
-        return self._workers
+        # workers last for one epoch: persistent ones that a run's end leaves to the garbage collector hang in it
+        return DataLoader(
+            _Batches(self.samples),
+            sampler=self.batch_sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.pin_memory,
+            # the seed of the workers would otherwise come out of the global generator, which dropout draws from
+            generator=torch.Generator(),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands: the epoch, the batches taken, and what must be the same to go on from there."""

@@ -82,7 +82,8 @@ class ArraySamples(Samples):
         return self._positions
 
     def fetch(self, rows: Tensor) -> Tensor:
-        return self.images[rows]
+        # copies whole images, where an index in brackets goes from byte to byte
+        return self.images.index_select(0, rows)
 
 
 class LazySamples(Samples):

@@ -11,7 +11,7 @@ from datamodules.draws import Draws
 
 
 def stratified_order(labels: Tensor, positions: Tensor, *, seed: int, stream: str, offset: float) -> Tensor:
-    """All rows, ordered so that every prefix holds each class in proportion, to within one image.
+    """All rows, ordered so that every prefix holds the classes in proportion, to within an image or so of each.
 
     Inside a class the order is random; the classes are interleaved by `(rank in class + offset) / size of class`.
 

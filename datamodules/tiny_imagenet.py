@@ -110,7 +110,7 @@ class TinyImageNet(ImageDataModule):
     def _samples(self, store: Store, names: list[str], part: str) -> EncodedSamples:
         """The images of `train` or of `val`, in the order of their names."""
         classes = {wnid: number for number, wnid in enumerate(CLASSES)}
-        listed = store.read(f"{FOLDER}/wnids.txt").decode().split()
+        listed = store.read(f"{FOLDER}/wnids.txt").decode(errors="replace").split()
         if sorted(listed) != sorted(classes):
             raise DataError(f"{store.where(f'{FOLDER}/wnids.txt')} does not list the 200 classes of Tiny ImageNet")
         images = [name for name in names if name.startswith(f"{FOLDER}/{part}/") and name.endswith(".JPEG")]
@@ -120,7 +120,7 @@ class TinyImageNet(ImageDataModule):
         else:
             annotations = f"{FOLDER}/val/val_annotations.txt"
             # <file> <class> <four numbers of a box>
-            rows = [line.split("\t") for line in store.read(annotations).decode().splitlines()]
+            rows = [line.split("\t") for line in store.read(annotations).decode(errors="replace").splitlines()]
             by_file = {f"{FOLDER}/val/images/{row[0]}": row[1] for row in rows if len(row) > 1}
             if unlabelled := [name for name in images if name not in by_file]:
                 raise DataError(f"{store.where(annotations)} has no class for {unlabelled[0]}")

@@ -82,7 +82,8 @@ def equalize(images: Tensor) -> Tensor:
     """`equalize`: gives each channel a flat histogram, by Pillow's rule."""
     b, c, height, width = images.shape
     values = images.flatten(2).long()
-    histogram = values.new_zeros(b, c, LEVELS).scatter_add_(2, values, torch.ones_like(values))
+    places = torch.arange(b * c, device=images.device).view(b, c, 1) * LEVELS
+    histogram = (values + places).flatten().bincount(minlength=b * c * LEVELS).view(b, c, LEVELS)
     below = histogram.cumsum(2) - histogram
     # the pixels of the brightest value that occurs do not count
     brightest = values.amax(2, keepdim=True)
