@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests import reference
-from vix.layers import DropPath, FeedForward, check_counts, check_rates, full_precision, widen
+from vix.layers import DropPath, FeedForward, check_counts, check_rates, full_precision, recompute, widen
 
 
 @pytest.mark.parametrize(
@@ -244,3 +244,21 @@ def test_rates_are_at_least_zero_and_below_one(rate: object) -> None:
     with pytest.raises(ValueError, match=r"^dropout must be at least 0 and below 1, got ") as error:
         check_rates(drop_path=0, dropout=rate)
     assert repr(rate) in str(error.value)
+
+
+def test_recomputing_gives_the_same_and_keeps_the_inputs_alone() -> None:
+    torch.manual_seed(0)
+    x, weight = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    fixed = torch.randn(3, 4, dtype=torch.float64)
+
+    def function(x: Tensor, weight: Tensor, fixed: Tensor) -> Tensor:
+        return ((x * weight).exp() + fixed).softmax(dim=-1)
+
+    out, expected = recompute(function, x, weight, fixed), function(x, weight, fixed)
+    assert_close(out, expected)
+    cotangent = torch.randn_like(out)
+    assert_close(
+        torch.autograd.grad(out, (x, weight), cotangent), torch.autograd.grad(expected, (x, weight), cotangent)
+    )
+    assert kept(lambda: recompute(function, x, weight, fixed)) == 3 * 12
+    assert kept(lambda: function(x, weight, fixed)) > 3 * 12

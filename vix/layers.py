@@ -48,65 +48,110 @@ def full_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     @functools.wraps(function)
-    def wrapped(*arguments: Any) -> Tensor:
+    def wrapped(*arguments: Any, **options: Any) -> Tensor:
         first = next(argument for argument in arguments if isinstance(argument, Tensor))
         with torch.autocast(first.device.type, enabled=False):
-            out = function(*(widen(argument) if isinstance(argument, Tensor) else argument for argument in arguments))
+            wide = (widen(argument) if isinstance(argument, Tensor) else argument for argument in arguments)
+            out = function(*wide, **options)
         return out.to(first.dtype)
 
     return wrapped
 
 
-class NormedFeedForward(torch.autograd.Function):
-    """A feed-forward network of normalised tokens that keeps its input and the hidden values before their activation.
+class Recompute(torch.autograd.Function):
+    """Keeps the inputs of a function and computes it again in backward, where that is cheaper than what it would keep.
 
-    What normalisation and GELU made is made again in backward: one pass over memory each, where keeping them
-    costs three of the block's widths. Under autocast the products run in its dtype, and so does their backward.
+    The function must be deterministic: dropout would drop other values the second time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Returns function(*inputs)."""
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        return function(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradient of the output to those of the inputs that ask for one."""
+        inputs = [
+            tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        ]
+        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+            out = ctx.function(*inputs)
+        gradients = iter(torch.autograd.grad(out, [tensor for tensor in inputs if tensor.requires_grad], grad))
+        return None, *(next(gradients) if tensor.requires_grad else None for tensor in inputs)
+
+
+def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Returns function(*inputs), keeping only the inputs for backward; a compiler decides by itself what to keep.
+
+    Under autocast what the function casts itself would be cast no more in backward, so there it runs as it is.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs[0].device.type) or not torch.is_grad_enabled():
+        return function(*inputs)
+    return Recompute.apply(function, *inputs)
+
+
+class FeedForwardFunction(torch.autograd.Function):
+    """A feed-forward network that keeps its input and the hidden values before their activation.
+
+    What GELU made, and the normalisation before it, is made again in backward: one pass over memory each, where keeping
+    them costs three of the block's widths. Under autocast the products run in its dtype, and so does their backward.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        gain: Tensor,
-        shift: Tensor,
         expand: Tensor,
         expand_bias: Tensor,
         contract: Tensor,
         contract_bias: Tensor,
+        gain: Tensor | None,
+        shift: Tensor | None,
         eps: float,
     ) -> Tensor:
-        """Maps (b n c) to (b n c)."""
+        """Maps (b n c) to (b n c); with a gain and a shift it is normalised first."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
-            normed, mean, scale = torch.native_layer_norm(widen(x), (x.shape[-1],), widen(gain), widen(shift), eps)
+            normed = x
+            statistics: list[Tensor] = []
+            if gain is not None and shift is not None:
+                normed, *statistics = torch.native_layer_norm(widen(x), (x.shape[-1],), widen(gain), widen(shift), eps)
             hidden = functional.linear(normed.to(dtype), expand.to(dtype), expand_bias.to(dtype))
             out = functional.linear(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
-        ctx.save_for_backward(x, mean, scale, hidden, gain, shift, expand, contract)
+        ctx.save_for_backward(x, hidden, expand, contract, gain, shift, *statistics)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Maps the gradient (b n c) of the output to those of the input and of the six parameters."""
-        x, mean, scale, hidden, gain, shift, expand, contract = ctx.saved_tensors
+        """Maps the gradient (b n c) of the output to those of the input and of the parameters."""
+        x, hidden, expand, contract, gain, shift, *statistics = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             dtype = hidden.dtype
             grad, hidden = grad.flatten(0, -2), hidden.flatten(0, -2)
             grad_contract = grad.mT @ functional.gelu(hidden)
             grad_hidden = torch.ops.aten.gelu_backward(grad @ contract.to(dtype), hidden)
-            wide, wide_gain, wide_shift = widen(x), widen(gain), widen(shift)
-            # In place where it can be: a fresh buffer costs more than the arithmetic.
-            normed = torch.sub(wide, mean).mul_(scale).mul_(wide_gain).add_(wide_shift).to(dtype).flatten(0, -2)
-            grad_expand = grad_hidden.mT @ normed
-            grad_normed = (grad_hidden @ expand.to(dtype)).to(wide.dtype).view_as(x)
-            grad_x, grad_gain, grad_shift = torch.ops.aten.native_layer_norm_backward(
-                grad_normed, wide, (x.shape[-1],), mean, scale, wide_gain, wide_shift, (True, True, True)
-            )
+            normed, wide = x, widen(x)
+            if gain is not None:
+                mean, scale = statistics
+                # In place where it can be: a fresh buffer costs more than the arithmetic.
+                normed = torch.sub(wide, mean).mul_(scale).mul_(widen(gain)).add_(widen(shift))
+            grad_expand = grad_hidden.mT @ normed.to(dtype).flatten(0, -2)
+            grad_x = (grad_hidden @ expand.to(dtype)).view_as(x)
+            grad_gain = grad_shift = None
+            if gain is not None:
+                grad_x, grad_gain, grad_shift = torch.ops.aten.native_layer_norm_backward(
+                    widen(grad_x), wide, (x.shape[-1],), mean, scale, widen(gain), widen(shift), (True, True, True)
+                )
+                grad_gain, grad_shift = grad_gain.to(gain.dtype), grad_shift.to(gain.dtype)
         products = (grad_expand, grad_hidden.sum(dim=0), grad_contract, grad.sum(dim=0))
-        parameters = (gradient.to(gain.dtype) for gradient in (grad_gain, grad_shift, *products))
-        return grad_x.to(x.dtype), *parameters, None
+        return grad_x.to(x.dtype), *(product.to(expand.dtype) for product in products), grad_gain, grad_shift, None
 
 
 class FeedForward(nn.Module):
@@ -132,11 +177,12 @@ class FeedForward(nn.Module):
             x: The tokens.
             norm: Normalises them first; given here rather than applied before, so that its result need not be kept.
         """
-        fusible = norm is not None and torch.is_grad_enabled() and not (self.training and self.dropout.p > 0)
+        drops = self.training and self.dropout.p > 0
         # A compiler decides by itself what to keep.
-        if norm is not None and fusible and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and not drops and not torch.compiler.is_compiling():
             weights = (self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias)
-            return NormedFeedForward.apply(x, norm.weight, norm.bias, *weights, norm.eps)
+            normalisation = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+            return FeedForwardFunction.apply(x, *weights, *normalisation)
         x = self.dropout(self.activation(self.expand(x if norm is None else norm(x))))
         return self.dropout(self.contract(x))
 

@@ -1,6 +1,6 @@
 """A depth-wise convolution along the tokens as products with a band matrix, for processors that are poor at the former.
 
-Shapes: b batch, h heads, n tokens, e width of a value, t taps, s runs of tokens, i token of a run, w token of its window.
+Shapes: b batch, h heads, n tokens, e width of a value, t taps, s runs of tokens, i a run's tokens, w a window's.
 """
 
 from typing import Any

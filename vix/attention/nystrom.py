@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vix.attention.band import BandConvolution
 from vix.attention.base import Attention, AttentionSpec
-from vix.layers import check_counts, full_precision
+from vix.layers import check_counts, full_precision, recompute
 
 
 def segment_means(x: Tensor, segments: int) -> Tensor:
@@ -214,7 +214,7 @@ class NystromAttention(Attention):
         all_k, all_v = (functional.pad(x, (0, 0, zeros, 0)) for x in (k, v)) if zeros else (k, v)
         block = functional.scaled_dot_product_attention(q_landmarks, all_k, all_v)
         block = apply_inverse(q_landmarks, k_landmarks, block, self.iterations, self.as_published)
-        out = functional.scaled_dot_product_attention(q, k_landmarks, block.to(q.dtype))
+        out = recompute(functional.scaled_dot_product_attention, q, k_landmarks, block.to(q.dtype))
         if self.residual is None:
             return out
         if v.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):

@@ -9,6 +9,7 @@ Shapes: b batch, n tokens, c width, y x the map.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from einops import rearrange, reduce
@@ -17,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from vix.attention import AttentionFactory
 from vix.backbones import Backbone
-from vix.layers import FeedForward, full_precision
+from vix.layers import FeedForward, full_precision, recompute
 from vix.mixers import SelfAttention
 from vix.tokens import Tokens
 
 
 @full_precision
-def standardise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def standardise(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """Returns (x - mean) / (standard deviation + eps) * weight + bias over the last axis."""
     centred = x - x.mean(dim=-1, keepdim=True)
     return centred / (centred.square().mean(dim=-1, keepdim=True).sqrt() + eps) * weight + bias
@@ -45,7 +46,7 @@ class StandardNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (... c) to (... c)."""
-        return standardise(x, self.weight, self.bias, self.eps)
+        return recompute(partial(standardise, eps=self.eps), x, self.weight, self.bias)
 
 
 class SimplifiedBlock(nn.Module):
