@@ -397,10 +397,11 @@ def test_forward_leaves_images_and_weights_as_they_were(name: str) -> None:
 def test_a_net_compiles_to_one_graph(name: str, training: bool) -> None:
     # In double precision: BatchNorm over two images multiplies a rounding of LeViN's kernel by thousands.
     net = tiny(vix.SYSTEMS[name]).train(training).double()
-    batch = images(net)
-    expected = gradients(copy.deepcopy(net), batch)
-    logits = copy.deepcopy(net)(batch)
+    compiled, batch = copy.deepcopy(net), images(net)
     torch.compiler.reset()
-    net.compile(backend="aot_eager", fullgraph=True)
-    assert_close(copy.deepcopy(net)(batch), logits)
-    assert_close(gradients(net, batch), expected, rtol=1e-4, atol=1e-5)
+    compiled.compile(backend="aot_eager", fullgraph=True)
+    if training:
+        assert_close(gradients(compiled, batch), gradients(net, batch), rtol=1e-4, atol=1e-5)
+    else:
+        with torch.no_grad():
+            assert_close(compiled(batch), net(batch))
