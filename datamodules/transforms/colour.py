@@ -8,7 +8,7 @@ multiplies, float32 may be rounded in another order, which moves a value across 
 import torch
 from torch import Tensor
 
-LEVELS = 256
+from datamodules.transforms.pixels import LEVELS, to_uint8
 
 
 def grey(images: Tensor) -> Tensor:
@@ -23,12 +23,12 @@ def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """`factor` of the images and the rest of another, in float32, cut off at black and white."""
     factor = factor.double()[:, None, None, None]
     mixed = images * factor.float()
-    return mixed.add_(other * (1 - factor).float()).clamp_(0, LEVELS - 1).to(torch.uint8)
+    return to_uint8(mixed.add_(other * (1 - factor).float()).clamp_(0, LEVELS - 1))
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """`adjust_brightness`: every value times `factor`."""
-    return (images * factor.float()[:, None, None, None]).clamp_(0, LEVELS - 1).to(torch.uint8)
+    return to_uint8((images * factor.float()[:, None, None, None]).clamp_(0, LEVELS - 1))
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     smooth = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     smooth.add_(inner, alpha=4).mul_(1 / 13).round_()
     inner.add_(smooth.sub_(inner).mul_((1 - factor.double()).float()[:, None, None, None]))
-    return sharp.clamp_(0, LEVELS - 1).to(torch.uint8)
+    return to_uint8(sharp.clamp_(0, LEVELS - 1))
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def autocontrast(images: Tensor) -> Tensor:
     low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
     flat = high == low
     scale = ((high - low) * (1 / (LEVELS - 1))).masked_fill_(flat, 1)
-    return values.sub_(low.masked_fill_(flat, 0)).div_(scale).clamp_(0, LEVELS - 1).to(torch.uint8)
+    return to_uint8(values.sub_(low.masked_fill_(flat, 0)).div_(scale).clamp_(0, LEVELS - 1))
 
 
 def equalize(images: Tensor) -> Tensor:

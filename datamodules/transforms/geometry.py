@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.transforms.pixels import to_uint8
+
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
     """`pad` with black on all sides, `crop` to the old size at (top, left), `horizontal_flip` where asked.
@@ -77,7 +79,7 @@ def warp(images: Tensor, matrix: Tensor, mode: str = "nearest") -> Tensor:
     # in the order of torchvision's operations, so that ties between two pixels fall alike
     grid = (matrix / matrix.new_tensor([[width / 2], [height / 2]])).flatten(0, 1) @ points.flatten(1)
     grid = grid.view(-1, 2, height, width).permute(0, 2, 3, 1)
-    return F.grid_sample(images.float(), grid, mode=mode, align_corners=False).round_().to(torch.uint8)
+    return to_uint8(F.grid_sample(images.float(), grid, mode=mode, align_corners=False).round_())
 
 
 def rotate(images: Tensor, degrees: Tensor, mode: str = "bilinear") -> Tensor:
