@@ -106,8 +106,9 @@ def test_bfloat16_autocast_stays_near_float32(system: type[Backbone], options: d
         expected = net(batch)
         with torch.autocast("cpu", torch.bfloat16):
             logits = net(batch)
-    # One rounding is 2^-8 = 0.004 of a value; a small net has some twenty in a row.
-    assert worst(logits, expected) < 0.1
+    # One rounding is 2^-8 = 0.004 of a value, and a small net has some twenty in a row; measured over 8 seeds: 0.005 to
+    # 0.018 (ViN, through its inverse).
+    assert worst(logits, expected) < 0.04
 
 
 @with_every_system
