@@ -33,14 +33,15 @@ def fingerprint(files: Iterable[tuple[str, os.stat_result]], **facts: Any) -> st
 
 
 class MappedSamples(Samples):
-    """Images that lie decoded in a folder which `memory_map` wrote."""
+    """Images that lie decoded in a folder which `memory_map` wrote.
+
+    The arrays are opened where they are first used, so that a worker process opens its own.
+    """
 
     def __init__(self, folder: Path, source: Samples) -> None:
         self.folder = folder
         self.fingerprint = source.fingerprint
         self.shape = source.shape
-
-    # three arrays: opened where they are first used, so that a worker process opens its own
 
     @cached_property
     def images(self) -> Tensor:
