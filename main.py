@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         from vix.training.cli import run
 
         try:
-            return run([command, *rest], defaults=HERE / "experiments" / "defaults.yaml")
+            defaults = HERE / "experiments" / "defaults.yaml"
+            return run([command, *rest], defaults=defaults, program=HERE / "main.py")
         except DataError as error:
             print(error, file=sys.stderr)
             return 1

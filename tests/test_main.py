@@ -73,7 +73,7 @@ def test_every_systems_yaml_runs_on_cifar10_and_leaves_no_file(name: str, cifar1
     assert not files()
 
 
-@pytest.mark.parametrize("name", ["bf16", "offline", "smoke", "digits"])
+@pytest.mark.parametrize("name", ["bf16", "offline", "smoke", "digits", "early_stopping", "published_recipe"])
 def test_every_overlay_runs(name: str, cifar10: Archive) -> None:
     data = [] if name == "digits" else [*on(cifar10), "--data.batch_size=8"]
     assert main.main(["fit", *small(), *overlay(name), *data, "--trainer.fast_dev_run=true"]) == 0
@@ -91,7 +91,8 @@ def test_the_overlay_for_a_folder_runs(image_folder: Path) -> None:
 
 
 def test_every_overlay_is_tested() -> None:
-    tested = {"bf16", "offline", "smoke", "digits", "tiny_imagenet", "image_folder", "two_gpus"}
+    tested = {"bf16", "offline", "smoke", "digits", "early_stopping", "published_recipe"}
+    tested |= {"tiny_imagenet", "image_folder", "two_gpus"}
     assert {path.stem for path in (EXPERIMENTS / "overlays").glob("*.yaml")} == tested
 
 

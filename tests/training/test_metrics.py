@@ -29,10 +29,12 @@ def test_one_class_has_no_second_accuracy() -> None:
     assert scores.compute().keys() == {"loss", "top1"}
 
 
-def test_shared_labels_count_as_the_larger_one() -> None:
+def test_shared_labels_count_as_the_larger_one_and_the_scores_are_named_so() -> None:
     scores = Scores()
     scores.update(torch.tensor(1.0), torch.eye(3), torch.tensor([[0.6, 0.4, 0], [0.3, 0.7, 0], [0.9, 0, 0.1]]))
-    torch.testing.assert_close(scores.compute()["top1"], torch.tensor(2 / 3))
+    means = scores.compute()
+    assert means.keys() == {"loss", "top1_mixed", "top3_mixed"}
+    torch.testing.assert_close(means["top1_mixed"], torch.tensor(2 / 3))
 
 
 def test_a_reset_forgets() -> None:

@@ -8,10 +8,12 @@ from typing import Any, Protocol, Self
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from vix.spec import build
+from vix.training.callbacks.average import choose_trained
 from vix.training.checkpoint import COMPILED, TRUSTED, describe_data, read_checkpoint
 from vix.training.errors import UsageError
 from vix.training.metrics import Scores
@@ -37,7 +39,8 @@ class ImageClassifier(LightningModule):
     """Trains a net by cross-entropy.
 
     It logs `train/loss_step` and `lr` at every `log_every_n_steps`-th step, and by epoch, as true means over images,
-    `{train,val,test}/{loss,top1,top5}`. `train/loss` has the label smoothing in it, the others have not.
+    `{train,val,test}/{loss,top1,top5}`. `train/loss` has the label smoothing in it, the others have not. Of images that
+    are mixed the training scores are named `train/top1_mixed`: right is the class of the larger share.
 
     Args:
         net: Images (b, channels, y, x) in, logits (b, classes) out.
@@ -166,7 +169,12 @@ class ImageClassifier(LightningModule):
             checkpoint["hyper_parameters"]["optimizer"]["init_args"]["lr"] = self.lr
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Drops what wrapping compilers add to names, and refuses weights that do not fit in a few words."""
+        """Drops what wrapping compilers add to names, and refuses weights that do not fit in a few words.
+
+        A training that is resumed goes on with its weights; everything else takes their average where there is one.
+        """
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            choose_trained(checkpoint)
         checkpoint["state_dict"] = {
             name.replace(COMPILED, ""): tensor for name, tensor in checkpoint["state_dict"].items()
         }

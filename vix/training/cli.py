@@ -18,13 +18,22 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from vix.measure import parameters, summary
-from vix.training.callbacks import BestAndLast, LineProgress, PredictionTable, RandomState, RichProgress, RunRecord
+from vix.training.callbacks import (
+    AveragedWeights,
+    BestAndLast,
+    LineProgress,
+    PredictionTable,
+    RandomState,
+    RichProgress,
+    RunRecord,
+)
 from vix.training.callbacks.predictions import PREDICT_FILE
 from vix.training.classifier import ImageClassifier
 from vix.training.console import cost_line, quiet, say, scores_line
 from vix.training.errors import UsageError, first_line
+from vix.training.finders import FINDERS, suggest
 from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb_logger
-from vix.training.plan import LINKED, Plan, make_plan
+from vix.training.plan import LINKED, OWN, Plan, make_plan
 from vix.training.processes import is_first, writes_files
 from vix.training.refusals import (
     BY_CONSTRUCTORS,
@@ -35,26 +44,32 @@ from vix.training.refusals import (
     say_differences,
 )
 from vix.training.runs import Run, discard, shared
+from vix.training.seeds import repeat
+from vix.training.sources import COMMAND_LINE, read_command_line
 from vix.training.wording import explain
 
 COMMANDS = ("fit", "validate", "test", "predict")
 # Belongs to one call of the command, not to the run.
-NOT_KEPT = ("config", "ckpt_path", "trust", "verbose", "return_predictions")
+NOT_KEPT = ("config", "ckpt_path", "trust", "seeds", "find", "verbose", "return_predictions")
 
 
-def run(arguments: Sequence[str], *, defaults: Path) -> int:
+def run(arguments: Sequence[str], *, defaults: Path, program: Path) -> int:
     """Runs one command.
 
     Args:
         arguments: The command and its options, as after `main.py`.
         defaults: The recipe's YAML.
+        program: The entry, for the processes of `--seeds`.
 
     Returns:
         The exit code: 0, or 2 where the user's input was wrong.
     """
     try:
         with quiet():
-            plan = make_plan(arguments, defaults=defaults)
+            line = read_command_line(arguments, OWN)
+            if "seeds" in line.own:
+                return repeat(line, program)
+            plan = make_plan(line, defaults=defaults)
             with shared(plan.run) as run:
                 VixCLI(plan, run)
     except UsageError as error:
@@ -112,6 +127,11 @@ class VixCLI(LightningCLI):
         parser.add_argument(
             "--monitor", type=str, default="val/top1", help="Score by which the best epoch is chosen; higher is better."
         )
+        parser.add_argument(
+            "--ema", type=float | None, default=None, help="Decay of the weights' moving average, such as 0.999."
+        )
+        parser.add_argument("--seeds", type=str, default="", help="fit: train once for each, such as 0,1,2.")
+        parser.add_argument("--find", type=str, default="", help="fit: suggest this, lr or batch_size, and stop.")
         parser.add_class_arguments(WandbSettings, "wandb")
         for name in LINKED:
             target = f"model.net.init_args.{name}"
@@ -137,6 +157,13 @@ class VixCLI(LightningCLI):
             raise UsageError(explain(str(error), self.plan.line, keys)) from error
         config = self.config[self.config.subcommand]
         refuse_contradiction(self.plan.line, "data.seed", config.seed_everything, "seed_everything")
+        if config.ema is not None and not 0 <= config.ema < 1:
+            setting = self.plan.line.find("ema")
+            source = setting.source if setting else COMMAND_LINE
+            raise UsageError(f"{source}: ema: must be at least 0 and below 1, or null, got {config.ema}")
+        self.find = self.plan.line.own.get("find", "")
+        if self.find and (self.find not in FINDERS or self.plan.line.command != "fit"):
+            raise UsageError(f"--find {self.find}: fit can find {' or '.join(FINDERS)}")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's settings were put before the user's, who therefore has the last word."""
@@ -164,7 +191,7 @@ class VixCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose files all go to the run's folder."""
         config = self._get(self.config_init, "trainer")
-        given = config.callbacks or []
+        given = [] if self.find else config.callbacks or []
         callbacks = [*(given if isinstance(given, list) else [given]), *self._callbacks(config)]
         return super().instantiate_trainer(
             callbacks=callbacks, logger=self._loggers(config), default_root_dir=self.run_folder.folder, **kwargs
@@ -172,12 +199,17 @@ class VixCLI(LightningCLI):
 
     def _callbacks(self, config: Any) -> list[Callback]:
         callbacks: list[Callback] = []
+        if self.find:
+            return callbacks
         self.checkpoints = BestAndLast(
             self.run_folder, monitor=self._get(self.config, "monitor"), data=self.described["data"]
         )
         self.record = RunRecord(self.run_folder, config=self.described, costs=self.costs, checkpoints=self.checkpoints)
         if self.subcommand == "fit":
             callbacks += [self.record, RandomState()]
+            ema = self._get(self.config, "ema")
+            if ema is not None:
+                callbacks += [AveragedWeights(ema)]
             if config.enable_checkpointing is not False:
                 callbacks += [self.checkpoints]
         elif self.plan.checkpoint is not None and self.subcommand in ("test", "predict"):
@@ -188,7 +220,7 @@ class VixCLI(LightningCLI):
 
     def _loggers(self, config: Any) -> list[Logger] | bool:
         # evaluating adds nothing to a run but what PredictionTable writes
-        if self.subcommand != "fit" or config.fast_dev_run:
+        if self.subcommand != "fit" or config.fast_dev_run or self.find:
             return False
         self.metrics = MetricsTable(self.run_folder)
         if self.plan.checkpoint is not None and not self.plan.fresh:
@@ -225,6 +257,12 @@ class VixCLI(LightningCLI):
             )
             if self.plan.checkpoint is not None:
                 say_differences(self.plan.checkpoint, self.described)
+        if self.find:
+            try:
+                say(suggest(self.find, self.trainer, model, datamodule))
+            finally:
+                discard(self.run_folder)
+            return
         with self._closing():
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         if writes_files(self.trainer):

@@ -9,7 +9,8 @@ class Scores(Metric):
     """Mean loss, top-1 and top-min(5, classes) accuracy over all images seen.
 
     Sums are kept on the device, so that a step never waits for the host. The top-k accuracy carries its k in its name
-    (`top5`) and is left out where k would be 1.
+    (`top5`) and is left out where k would be 1. Where images are mixed, that of the larger share counts as the label,
+    and the accuracies are named so: `top1_mixed`.
     """
 
     full_state_update = False
@@ -21,6 +22,7 @@ class Scores(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.k = 1
+        self.mixed = False
         self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
         for name in ("top1", "topk", "images"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
@@ -33,7 +35,8 @@ class Scores(Metric):
             logits: (b, classes).
             labels: (b,) classes, or (b, classes) shares of which the largest counts as the label.
         """
-        if labels.ndim == 2:
+        self.mixed = labels.ndim == 2
+        if self.mixed:
             labels = labels.argmax(dim=-1)
         self.k = min(5, logits.shape[-1])
         # top-k's first place is the top-1 as well, so one selection serves both
@@ -44,8 +47,9 @@ class Scores(Metric):
         self.images += len(labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """The means, by name: `loss`, `top1`, and `top<k>` where k > 1."""
-        scores = {"loss": self.loss / self.images, "top1": self.top1 / self.images}
+        """The means, by name: `loss`, `top1`, and `top<k>` where k > 1; of mixed images `top1_mixed`."""
+        kind = "_mixed" if self.mixed else ""
+        scores = {"loss": self.loss / self.images, f"top1{kind}": self.top1 / self.images}
         if self.k > 1:
-            scores[f"top{self.k}"] = self.topk / self.images
+            scores[f"top{self.k}{kind}"] = self.topk / self.images
         return scores

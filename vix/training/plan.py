@@ -9,12 +9,12 @@ from typing import Any
 from vix.training.checkpoint import Checkpoint, read_checkpoint
 from vix.training.errors import UsageError
 from vix.training.runs import Run, find_checkpoint, new_run, run_of
-from vix.training.sources import CommandLine, read_command_line
+from vix.training.sources import CommandLine
 
 # What the data says of a net's place; the parser links these.
 LINKED = ("num_classes", "image_size", "channels")
 GROUPS = ("model", "trainer", "wandb")
-OWN = ("ckpt_path", "trust")
+OWN = ("ckpt_path", "trust", "seeds", "find")
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,16 @@ class Plan:
     fresh: bool
 
 
-def make_plan(arguments: Sequence[str], *, defaults: Path) -> Plan:
-    """Reads the command line, its files and its checkpoint.
+def make_plan(line: CommandLine, *, defaults: Path) -> Plan:
+    """Reads the checkpoint and puts together what the parser gets.
 
     Args:
-        arguments: The command and its options.
+        line: What the user typed, read with the options `OWN` taken out.
         defaults: The recipe, which comes before everything else.
 
     Raises:
         UsageError: If a file is missing or not what it should be.
     """
-    line = read_command_line(arguments, OWN)
     for setting in line.settings:
         if setting.key in GROUPS and not isinstance(setting.value, dict):
             raise UsageError(f"{setting.source}: {setting.key}: expected a mapping, got {setting.value}")

@@ -1,9 +1,18 @@
 """What happens beside training: checkpoints, the record of a run, predictions, progress."""
 
+from vix.training.callbacks.average import AveragedWeights
 from vix.training.callbacks.checkpoints import BestAndLast
 from vix.training.callbacks.predictions import PredictionTable
 from vix.training.callbacks.progress import LineProgress, RichProgress
 from vix.training.callbacks.randomness import RandomState
 from vix.training.callbacks.record import RunRecord
 
-__all__ = ["BestAndLast", "LineProgress", "PredictionTable", "RandomState", "RichProgress", "RunRecord"]
+__all__ = [
+    "AveragedWeights",
+    "BestAndLast",
+    "LineProgress",
+    "PredictionTable",
+    "RandomState",
+    "RichProgress",
+    "RunRecord",
+]
