@@ -146,6 +146,14 @@ def test_test_needs_the_run_folder_alone_and_adds_only_scores_and_predictions() 
     assert len(rows) == test["images"] == 359
     right = sum(row["label"] == row["prediction"] for row in rows)
     assert test["test/top1"] == pytest.approx(right / len(rows))
+    confusion = torch.tensor(test["test/confusion"])
+    assert confusion.shape == (10, 10)
+    for row in rows:
+        confusion[int(row["label"]), int(row["prediction"])] -= 1
+    assert not confusion.any()
+    images = torch.tensor(test["test/confusion"]).sum(1)
+    assert sum(a * n for a, n in zip(test["test/class_top1"], images.tolist(), strict=True)) == pytest.approx(right)
+    assert {"test/loss", "test/top5", "test/calibration_error"} <= test.keys()
 
 
 def test_a_checkpoint_elsewhere_is_tested_alone_in_a_run_of_its_own(tmp_path: Path) -> None:

@@ -4,8 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
 
-from vix.training.metrics import Scores
+from vix.training.metrics import Scores, evaluation
 
 
 @pytest.mark.parametrize("classes", [2, 4, 10])
@@ -43,3 +48,22 @@ def test_a_reset_forgets() -> None:
     scores.reset()
     scores.update(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 2]))
     torch.testing.assert_close(scores.compute()["loss"], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 3.0])
+def test_an_evaluation_is_what_torchmetrics_says_of_all_images(sharpness: float) -> None:
+    torch.manual_seed(1)
+    logits, labels = sharpness * torch.randn(500, 7), torch.randint(7, (500,))
+    probabilities = logits.softmax(-1)
+    found = evaluation(labels, logits.argmax(-1), probabilities.amax(-1), 7)
+    assert found["confusion"] == multiclass_confusion_matrix(logits, labels, 7).tolist()
+    torch.testing.assert_close(torch.tensor(found["class_top1"]), multiclass_accuracy(logits, labels, 7, average=None))
+    theirs = multiclass_calibration_error(probabilities, labels, 7, n_bins=15, norm="l1").item()
+    assert found["calibration_error"] == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_class_without_images_has_no_accuracy_and_certainty_falls_into_the_last_bin() -> None:
+    found = evaluation(torch.tensor([0, 0]), torch.tensor([0, 2]), torch.tensor([1.0, 1.0]), 3)
+    assert found["class_top1"] == [0.5, None, None]
+    assert found["confusion"] == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert found["calibration_error"] == 0.5

@@ -29,7 +29,7 @@ from vix.training.callbacks import (
 )
 from vix.training.callbacks.predictions import PREDICT_FILE
 from vix.training.classifier import ImageClassifier
-from vix.training.console import cost_line, quiet, say, scores_line
+from vix.training.console import calibration_line, cost_line, quiet, say, scores_line
 from vix.training.errors import UsageError, first_line
 from vix.training.finders import FINDERS, suggest
 from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb_logger
@@ -213,7 +213,8 @@ class VixCLI(LightningCLI):
             if config.enable_checkpointing is not False:
                 callbacks += [self.checkpoints]
         elif self.plan.checkpoint is not None and self.subcommand in ("test", "predict"):
-            callbacks += [PredictionTable(self.run_folder, self.plan.checkpoint.path)]
+            self.predictions = PredictionTable(self.run_folder, self.plan.checkpoint.path)
+            callbacks += [self.predictions]
         if config.enable_progress_bar is not False:
             callbacks += [RichProgress() if sys.stdout.isatty() else LineProgress()]
         return callbacks
@@ -280,6 +281,7 @@ class VixCLI(LightningCLI):
             self.trainer.test(model, datamodule=datamodule, weights_only=True, **{**options, "verbose": False})
         self._say_scores("test")
         if writes_files(self.trainer):
+            say(calibration_line(self.predictions.evaluation, getattr(datamodule, "class_names", ())))
             say(f"added to {self.run_folder.results}; one row an image in {self.run_folder.predictions}")
 
     def predict(self, model: ImageClassifier, datamodule: Any, **options: Any) -> None:

@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +63,15 @@ def scores_line(name: str, scores: Mapping[str, Any], split: str = "val") -> str
             short = key.removeprefix(f"{split}/")
             words.append(f"{short} {value:.2%}" if short.startswith("top") else f"{short} {value:.4f}")
     return "   ".join(words)
+
+
+def calibration_line(evaluation: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """One line on a test: its calibration error and the class it knows least."""
+    accuracies = {n: value for n, value in enumerate(evaluation["class_top1"]) if value is not None}
+    weakest = min(accuracies, key=lambda n: accuracies[n])
+    name = class_names[weakest] if weakest < len(class_names) else weakest
+    error = f"calibration error {evaluation['calibration_error']:.4f}"
+    return f"{'':<6}   {error}   weakest class {name}, top1 {accuracies[weakest]:.2%}"
 
 
 def cost_line(costs: Mapping[str, int]) -> str:

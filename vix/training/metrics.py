@@ -1,5 +1,7 @@
 """Scores of a classification as true means over images, whatever the batch sizes and the number of processes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -53,3 +55,40 @@ class Scores(Metric):
         if self.k > 1:
             scores[f"top{self.k}{kind}"] = self.topk / self.images
         return scores
+
+
+def evaluation(labels: Tensor, predictions: Tensor, probabilities: Tensor, classes: int) -> dict[str, Any]:
+    """What a test says beyond its means, from one row an image, in plain types.
+
+    Args:
+        labels: The true class of each image, int64 (b,).
+        predictions: The class thought likeliest, int64 (b,).
+        probabilities: The probability it was given, (b,).
+        classes: Number of classes.
+
+    Returns:
+        `calibration_error`; `class_top1`, the accuracy on each class's images (None where it has none); `confusion`,
+        counts by true class, then by predicted class.
+    """
+    confusion = torch.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
+    right, images = confusion.diagonal().tolist(), confusion.sum(dim=1).tolist()
+    return {
+        "calibration_error": calibration_error(labels == predictions, probabilities),
+        "class_top1": [hits / count if count else None for hits, count in zip(right, images, strict=True)],
+        "confusion": confusion.tolist(),
+    }
+
+
+def calibration_error(right: Tensor, probabilities: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: mean over images of how far their bin's accuracy is from its mean probability.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599, equation 3.
+
+    Args:
+        right: Whether each prediction was right, bool (b,).
+        probabilities: What each was given, 0 to 1, (b,).
+        bins: Number of bins of equal width.
+    """
+    places = (probabilities.double() * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, places, right.double() - probabilities.double())
+    return gaps.abs().sum().item() / max(1, len(right))

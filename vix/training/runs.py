@@ -140,8 +140,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a mapping as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Writes a mapping as indented JSON, each list of numbers in one line, whole or not at all."""
+    write_text(path, _indented(content, "") + "\n")
+
+
+def _indented(value: Any, margin: str) -> str:
+    deeper = f"{margin}  "
+    if isinstance(value, Mapping) and value:
+        items = [
+            f"{json.dumps(str(key), ensure_ascii=False)}: {_indented(item, deeper)}" for key, item in value.items()
+        ]
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+        items = [_indented(item, deeper) for item in value]
+    else:
+        return json.dumps(value, ensure_ascii=False)
+    first, last = "{}" if isinstance(value, Mapping) else "[]"
+    return f"{first}\n{deeper}" + f",\n{deeper}".join(items) + f"\n{margin}{last}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from vix.training.callbacks.record import device
+from vix.training.metrics import evaluation
 from vix.training.processes import writes_files
 from vix.training.runs import Run, read_json, write_json, write_text
 
@@ -31,6 +32,7 @@ class PredictionTable(Callback):
     def __init__(self, run: Run, checkpoint: Path) -> None:
         self.run = run
         self.checkpoint = checkpoint
+        self.evaluation: dict[str, Any] = {}
         self._batches: list[tuple[torch.Tensor, ...]] = []
 
     def on_test_batch_end(
@@ -51,11 +53,17 @@ class PredictionTable(Callback):
         if not writes_files(trainer):
             return
         scores = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
+        datamodule = getattr(trainer, "datamodule", None)
+        labels, predictions = (torch.tensor([row[place] for row in rows]) for place in (1, 2))
+        known = len(getattr(datamodule, "class_names", ()))
+        classes = max(known, 1 + int(torch.cat([labels, predictions]).max()))
+        self.evaluation = evaluation(labels, predictions, torch.tensor([row[3] for row in rows]), classes)
         test = {
             "checkpoint": self.checkpoint.name,
             **scores,
+            **{f"test/{name}": value for name, value in self.evaluation.items()},
             "images": len(rows),
-            "data": type(getattr(trainer, "datamodule", None)).__name__,
+            "data": type(datamodule).__name__,
             "device": device(trainer),
             "written": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         }

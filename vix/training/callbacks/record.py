@@ -1,5 +1,7 @@
 """The record of a run: its configuration, its split, its scores and the circumstances they were reached in."""
 
+import hashlib
+import json
 import platform
 import subprocess
 import sys
@@ -21,6 +23,19 @@ from vix.training.processes import writes_files
 from vix.training.runs import Run, read_json, write_json, write_text
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "wandb")
+# What changes no number, or is meant to differ between runs that are averaged.
+NO_SETTING = ("seed_everything", "runs", "wandb")
+NO_DATA_SETTING = ("seed", "root", "cache", "mirror", "in_memory", "num_workers")
+NO_TRAINER_SETTING = (
+    "accelerator",
+    "default_root_dir",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "logger",
+    "profiler",
+)
 PROTOCOL = (
     "Scores are true means over images in eval mode. `best` is the epoch with the highest {monitor} on the validation "
     "split, which is cut from the training split (split.json); `last` is the final epoch. The official test split is "
@@ -59,6 +74,8 @@ class RunRecord(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is known before the first step; the data is there and in order by now."""
         self._start = time.monotonic()
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
         if not writes_files(trainer):
             return
         self.begun = True
@@ -106,11 +123,13 @@ class RunRecord(Callback):
             "last": self.checkpoints.last,
             **self.costs,
             "seed": self.config.get("seed_everything"),
+            "settings": settings_id(self.config),
             "net": self.config["model"]["net"],
             "data": self.config["data"],
             "epochs": trainer.current_epoch if finished else trainer.current_epoch + int(trainer.global_step > 0),
             "steps": trainer.global_step,
             "wall_seconds": round(self._seconds(), 2),
+            "peak_memory_bytes": peak_memory(trainer),
             "written": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             "device": device(trainer),
             **self.circumstances,
@@ -154,6 +173,28 @@ def device(trainer: Trainer) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "system": sys.platform,
     }
+
+
+def peak_memory(trainer: Trainer) -> int | None:
+    """Most bytes that tensors took on the first process's GPU since training started; None on a processor."""
+    root = trainer.strategy.root_device
+    return torch.cuda.max_memory_allocated(root) if root.type == "cuda" else None
+
+
+def settings_id(config: Mapping[str, Any]) -> str:
+    """Eight characters that runs share whose numbers may be averaged: same net, data and recipe, seed and places apart.
+
+    Args:
+        config: The effective configuration, plain types.
+    """
+    kept = {key: value for key, value in config.items() if key not in NO_SETTING}
+    for key in ("data", "trainer"):
+        arguments = config.get(key) or {}
+        if key == "data":
+            kept[key] = without(arguments, NO_DATA_SETTING)
+        else:
+            kept[key] = {name: value for name, value in arguments.items() if name not in NO_TRAINER_SETTING}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _processor() -> str:
