@@ -12,11 +12,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from vix.attention import Attention, NystromAttention
+from vix.attention import NystromAttention
+from vix.layers import FeedForward
 from vix.mixers import Mixer, SelfAttention
+from vix.published.simplified import StandardNorm
 from vix.tokens import Tokens
 
 VERSIONS = {
@@ -114,37 +115,6 @@ class Foreign(Mixer):
         return self.module(x)
 
 
-class ForeignNystrom(Attention):
-    """Stands where our Nyström kernel stood in a body whose projections are not linear: the package's arithmetic.
-
-    The package projects inside, so its projections are made identities and get what the body has projected, side by
-    side; as in the package, the zeros in front are put before the heads are split.
-
-    Args:
-        kernel: Ours, whose place and weights it takes.
-        package: The module `nystrom_attention`.
-    """
-
-    def __init__(self, kernel: NystromAttention, package: ModuleType) -> None:
-        super().__init__(kernel.spec)
-        heads, width = kernel.spec.heads, kernel.spec.head_dim
-        self.module = package.NystromAttention(
-            heads * width,
-            dim_head=width,
-            heads=heads,
-            num_landmarks=kernel.num_landmarks,
-            residual=kernel.residual is not None,
-        )
-        self.module.to_qkv, self.module.to_out = nn.Identity(), nn.Identity()
-        if kernel.residual is not None:
-            self.module.res_conv.load_state_dict(kernel.residual.state_dict())
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Maps (b h n d), (b h n d), (b h n d) to (b h n d)."""
-        packed = torch.cat([rearrange(x, "b h n d -> b n (h d)") for x in (q, k, v)], dim=-1)
-        return rearrange(self.module(packed), "b n (h d) -> b h n d", h=q.shape[1])
-
-
 def with_modules(net: nn.Module, make: Callable[[SelfAttention], nn.Module]) -> nn.Module:
     """Copies a net and puts a package's module in the place of every self-attention."""
     other = copy.deepcopy(net)
@@ -155,14 +125,49 @@ def with_modules(net: nn.Module, make: Callable[[SelfAttention], nn.Module]) -> 
     return other
 
 
-def with_nystrom_kernels(net: nn.Module, package: ModuleType) -> nn.Module:
-    """Copies a net and puts the package's arithmetic in the place of every Nyström kernel."""
-    other = copy.deepcopy(net)
-    for parent in list(other.modules()):
+class PlainFeedForward(nn.Module):
+    """Our feed-forward network as anybody would write it: autograd keeps what it likes.
+
+    Args:
+        network: Whose weights it takes.
+    """
+
+    def __init__(self, network: FeedForward) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(network.expand, network.activation, network.dropout, network.contract)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (b n c) to (b n c)."""
+        out: Tensor = self.layers(x)
+        return out
+
+
+class PlainNorm(nn.Module):
+    """The authors' norm as they would write it.
+
+    Args:
+        norm: Whose weights it takes.
+    """
+
+    def __init__(self, norm: StandardNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (... c) to (... c)."""
+        deviation = x.var(dim=-1, unbiased=False, keepdim=True).sqrt()
+        return (x - x.mean(dim=-1, keepdim=True)) / (deviation + self.eps) * self.weight + self.bias
+
+
+def with_plain_layers(net: nn.Module) -> nn.Module:
+    """Puts plain layers in the place of ours that keep less for backward than autograd would."""
+    for parent in list(net.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, NystromAttention):
-                setattr(parent, name, ForeignNystrom(child, package))
-    return other
+            if isinstance(child, FeedForward):
+                setattr(parent, name, PlainFeedForward(child))
+            elif isinstance(child, StandardNorm):
+                setattr(parent, name, PlainNorm(child))
+    return net
 
 
 def copied(target: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
