@@ -439,3 +439,16 @@ def test_two_processes_share_one_run() -> None:
     assert results["device"]["processes"] == 2
     assert results["finished"] is True
     assert main.main(["test", "--ckpt_path", str(folder)]) == 0
+
+
+def test_a_loss_chooses_the_epoch_where_it_is_lowest() -> None:
+    small = [f"--model.net.{name}={SIZES[name]}" for name in ("dim", "depth", "heads", "dim_head", "mlp_dim")]
+    budget = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=4", "--monitor=val/loss"]
+    assert main.main(["fit", *system("vit"), *overlay("digits"), *small, *budget]) == 0
+    (results,) = Path("runs/vit").glob("*/results.json")
+    with (results.parent / "metrics.csv").open(encoding="utf-8") as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row.get("val/loss")]
+    best = json.loads(results.read_text(encoding="utf-8"))["best"]
+    assert len(losses) == 3
+    assert best["val/loss"] == pytest.approx(min(losses))
+    assert best["epoch"] == losses.index(min(losses)) + 1

@@ -33,7 +33,7 @@ from vix.training.console import calibration_line, cost_line, quiet, say, scores
 from vix.training.errors import UsageError, first_line
 from vix.training.finders import FINDERS, suggest
 from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb_logger
-from vix.training.plan import LINKED, OWN, Plan, make_plan
+from vix.training.plan import LINKED, OWN, Plan, make_plan, overlays
 from vix.training.processes import is_first, writes_files
 from vix.training.refusals import (
     BY_CONSTRUCTORS,
@@ -125,7 +125,10 @@ class VixCLI(LightningCLI):
             "--trust", type=str, default="", help="Modules, joined by commas, whose classes a checkpoint may name."
         )
         parser.add_argument(
-            "--monitor", type=str, default="val/top1", help="Score by which the best epoch is chosen; higher is better."
+            "--monitor",
+            type=str,
+            default="val/top1",
+            help="Score by which the best epoch is chosen: val/top1, val/loss ...",
         )
         parser.add_argument(
             "--ema", type=float | None, default=None, help="Decay of the weights' moving average, such as 0.999."
@@ -204,7 +207,13 @@ class VixCLI(LightningCLI):
         self.checkpoints = BestAndLast(
             self.run_folder, monitor=self._get(self.config, "monitor"), data=self.described["data"]
         )
-        self.record = RunRecord(self.run_folder, config=self.described, costs=self.costs, checkpoints=self.checkpoints)
+        self.record = RunRecord(
+            self.run_folder,
+            config=self.described,
+            costs=self.costs,
+            checkpoints=self.checkpoints,
+            overlays=overlays(self.plan.line),
+        )
         if self.subcommand == "fit":
             callbacks += [self.record, RandomState()]
             ema = self._get(self.config, "ema")

@@ -95,20 +95,24 @@ def without(spec: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {**spec, "init_args": {key: value for key, value in arguments.items() if key not in names}}
 
 
+def overlays(line: CommandLine) -> list[str]:
+    """Names of the configuration files beside the one that names the net, in order."""
+    return [path.stem for path in line.configs if path != _naming(line)]
+
+
+def _naming(line: CommandLine) -> Path | None:
+    """The first configuration file that names a net."""
+    keys = ("model.net.class_path", "model.net")
+    sources = (Path(setting.source) for setting in line.settings if setting.key in keys)
+    return next((source for source in sources if source in line.configs), None)
+
+
 def _experiment(line: CommandLine) -> str:
     """Name of the file that names the net; a run's own config.yaml stands for that run's experiment."""
-    naming = next(
-        (
-            setting.source
-            for setting in line.settings
-            if setting.key in ("model.net.class_path", "model.net") and Path(setting.source) in line.configs
-        ),
-        None,
-    )
-    if naming is None:
+    path = _naming(line)
+    if path is None:
         given = line.find("model.net.class_path") or line.find("model.net")
         return str(given.value).rpartition(".")[2].lower() if given else "experiment"
-    path = Path(naming)
     if path.name == "config.yaml" and (path.parent / "results.json").is_file():
         return path.absolute().parent.parent.name
     folder = path.absolute().parent

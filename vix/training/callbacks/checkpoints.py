@@ -17,7 +17,7 @@ class BestAndLast(Checkpoint):
 
     Args:
         run: Where they go.
-        monitor: The score that decides; the higher the better.
+        monitor: The score that decides: the lower the better for a loss, otherwise the higher.
         data: The datamodule's spec, kept in the checkpoint.
     """
 
@@ -39,9 +39,16 @@ class BestAndLast(Checkpoint):
             return
         scores = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
         self.last = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **scores}
-        if self.monitor in scores and scores[self.monitor] > self.best.get(self.monitor, float("-inf")):
+        if self._is_best(scores):
             self.best = self.last
             self._save(trainer, self.run.best)
+
+    def _is_best(self, scores: dict[str, float]) -> bool:
+        """Whether the score that decides is better than ever."""
+        if self.monitor not in scores:
+            return False
+        score, best = scores[self.monitor], self.best.get(self.monitor)
+        return best is None or (score < best if self.monitor.endswith("loss") else score > best)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the state that a resumed run starts from."""

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,7 +37,7 @@ NO_TRAINER_SETTING = (
     "profiler",
 )
 PROTOCOL = (
-    "Scores are true means over images in eval mode. `best` is the epoch with the highest {monitor} on the validation "
+    "Scores are true means over images in eval mode. `best` is the epoch with the best {monitor} on the validation "
     "split, which is cut from the training split (split.json); `last` is the final epoch. The official test split is "
     "read by `test` alone."
 )
@@ -51,6 +51,7 @@ class RunRecord(Callback):
         config: The effective configuration, plain types, linked values included.
         costs: The net's parameters, tokens, operations.
         checkpoints: Knows the best and the last scores.
+        overlays: Names of the YAMLs that were given beside the system's.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class RunRecord(Callback):
         config: Mapping[str, Any],
         costs: Mapping[str, int],
         checkpoints: BestAndLast,
+        overlays: Sequence[str] = (),
     ) -> None:
         self.run = run
         self.config = config
         self.costs = dict(costs)
         self.checkpoints = checkpoints
+        self.overlays = list(overlays)
         self.circumstances: dict[str, Any] = {"versions": versions(), **commit(Path(__file__))}
         # Training has begun, so that from now on the folder is worth keeping.
         self.begun = False
@@ -114,7 +117,8 @@ class RunRecord(Callback):
     def _write(self, trainer: Trainer, *, finished: bool) -> None:
         if not writes_files(trainer):
             return
-        kept = {key: value for key, value in read_json(self.run.results).items() if key == "test"}
+        earlier = read_json(self.run.results)
+        kept = {key: value for key, value in earlier.items() if key == "test"}
         results = {
             "experiment": self.run.experiment,
             "run": self.run.id,
@@ -123,6 +127,8 @@ class RunRecord(Callback):
             "last": self.checkpoints.last,
             **self.costs,
             "seed": self.config.get("seed_everything"),
+            # a run that is resumed is given none again
+            "overlays": self.overlays or earlier.get("overlays", []),
             "settings": settings_id(self.config),
             "net": self.config["model"]["net"],
             "data": self.config["data"],
