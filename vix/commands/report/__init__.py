@@ -1,0 +1,67 @@
+"""`python main.py report`: all runs in one table beside the published numbers, as Markdown, CSV and one HTML page."""
+
+import argparse
+import sys
+from pathlib import Path
+
+PAPERS = Path(__file__).resolve().parents[3] / "experiments" / "papers"
+EPILOG = """\
+Runs whose settings are the same are averaged over their seeds; a number is mean ± sd (n - 1), or alone where there is
+one seed. `test` is the checkpoint of the best validation epoch on the official test split, once `main.py test` was run.
+It reads results.json and metrics.csv of each run folder and nothing else.
+  python main.py report                              all of runs/
+  python main.py report runs/vip runs/vin --out cmp  two experiments
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Makes the command line."""
+    made = argparse.ArgumentParser(
+        prog="main.py report",
+        description="Compares runs in one table, with learning curves and accuracy against cost.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], help="folders of runs (default runs)")
+    made.add_argument("--out", type=Path, default=Path("runs", "report"), help="folder of the report")
+    made.add_argument("--papers", type=Path, default=PAPERS, help="folder of published numbers, one YAML a source")
+    made.add_argument("--no-papers", action="store_true", help="leave the published numbers out")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the report and prints its tables.
+
+    Args:
+        arguments: As on the command line, which is taken where they are left out.
+
+    Returns:
+        The exit code: 0, or 2 where there is nothing to report or a file of published numbers is wrong.
+    """
+    options = parser().parse_args(arguments)
+    # `--help` need not wait for these.
+    from vix.commands.report.page import page
+    from vix.commands.report.papers import read_papers
+    from vix.commands.report.runs import collect, group
+    from vix.commands.report.tables import as_csv, as_markdown
+
+    try:
+        runs, left_out = collect(options.folders)
+        papers = [] if options.no_papers else read_papers(options.papers)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    rows = group(runs)
+    text = as_markdown(rows, papers)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, content in {
+        "report.md": text,
+        "report.csv": as_csv(rows),
+        "report.html": page(rows, papers),
+    }.items():
+        (options.out / name).write_text(content, encoding="utf-8", newline="\n")
+    print(text)
+    print(f"written to {options.out}: report.md, report.csv, report.html")
+    return 0
