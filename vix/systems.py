@@ -96,13 +96,18 @@ class ViP(ViT):
     Args:
         features: Number of random features; left out, int(d ln d) for heads of width d.
         as_published: Whether to use the published stabiliser, with which predictions depend on batch mates.
+        redraw: Optimiser steps after which the features are drawn anew, each time; None keeps them.
         vit: The arguments of `ViT`; as published has `qkv_bias=True`.
     """
 
     settles = ("attention",)
 
-    def __init__(self, *, features: int | None = None, as_published: bool = False, **vit: Any) -> None:
-        super().__init__(attention=partial(Performer, features=features, as_published=as_published), **vit)
+    def __init__(
+        self, *, features: int | None = None, as_published: bool = False, redraw: int | None = None, **vit: Any
+    ) -> None:
+        super().__init__(
+            attention=partial(Performer, features=features, as_published=as_published, redraw=redraw), **vit
+        )
 
 
 class ViN(ViT):
@@ -254,6 +259,7 @@ class LeViP(LeViT):
     Args:
         features: Number of random features; left out, int(d ln d) for heads of width d.
         as_published: As in `ViP`.
+        redraw: As in `ViP`.
         position: `values` adds a 3x3 depth-wise convolution of the values to the attention's output; `none` nothing.
         levit: The arguments of `LeViT`.
     """
@@ -265,10 +271,11 @@ class LeViP(LeViT):
         *,
         features: int | None = None,
         as_published: bool = False,
+        redraw: int | None = None,
         position: Literal["values", "none"] = "values",
         **levit: Any,
     ) -> None:
-        attention = partial(Performer, features=features, as_published=as_published)
+        attention = partial(Performer, features=features, as_published=as_published, redraw=redraw)
         super().__init__(attention=attention, shrinking_attention=attention, position=position, **levit)
 
 
@@ -297,13 +304,18 @@ class CvP(CvT):
     Args:
         features: Number of random features; left out, int(d ln d) for heads of width d.
         as_published: As in `ViP`.
+        redraw: As in `ViP`.
         cvt: The arguments of `CvT`.
     """
 
     settles = ("attention",)
 
-    def __init__(self, *, features: int | None = None, as_published: bool = False, **cvt: Any) -> None:
-        super().__init__(attention=partial(Performer, features=features, as_published=as_published), **cvt)
+    def __init__(
+        self, *, features: int | None = None, as_published: bool = False, redraw: int | None = None, **cvt: Any
+    ) -> None:
+        super().__init__(
+            attention=partial(Performer, features=features, as_published=as_published, redraw=redraw), **cvt
+        )
 
 
 class CCN(CCT):
@@ -329,13 +341,18 @@ class CCP(CCT):
     Args:
         features: Number of random features; left out, int(d ln d) for heads of width d.
         as_published: As in `ViP`.
+        redraw: As in `ViP`.
         cct: The arguments of `CCT`; as published has `qkv_bias=True`.
     """
 
     settles = ("attention",)
 
-    def __init__(self, *, features: int | None = None, as_published: bool = False, **cct: Any) -> None:
-        super().__init__(attention=partial(Performer, features=features, as_published=as_published), **cct)
+    def __init__(
+        self, *, features: int | None = None, as_published: bool = False, redraw: int | None = None, **cct: Any
+    ) -> None:
+        super().__init__(
+            attention=partial(Performer, features=features, as_published=as_published, redraw=redraw), **cct
+        )
 
 
 SYSTEMS: dict[str, type[Backbone]] = {

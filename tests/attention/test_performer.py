@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -150,3 +151,33 @@ def test_features_survive_a_checkpoint_and_do_not_learn() -> None:
 def test_features_must_be_positive() -> None:
     with pytest.raises(ValueError, match="features must be positive, or None for int"):
         performer(8, features=0)
+
+
+def test_features_are_redrawn_after_every_so_many_steps_and_the_count_survives_a_checkpoint() -> None:
+    spec = AttentionSpec(1, 8, TOKENS, TOKENS)
+    kernel, q = Performer(spec, redraw=3), torch.randn(1, 1, 4, 8)
+    drawn = []
+    for _ in range(7):
+        # passes alone, of which a step may have several, count nothing
+        kernel(q, q, q)
+        kernel.after_step()
+        drawn.append(kernel.projection.clone())
+    changed = [not torch.equal(*pair) for pair in pairwise(drawn)]
+    assert changed == [False, True, False, False, True, False]
+    unit = torch.nn.functional.normalize(drawn[-1][:8], dim=-1)
+    torch.testing.assert_close(unit @ unit.T, torch.eye(8), rtol=0, atol=1e-5)
+    again = Performer(spec, redraw=3)
+    again.load_state_dict(kernel.state_dict())
+    for expected in (False, True):
+        before = again.projection.clone()
+        again.after_step()
+        assert torch.equal(before, again.projection) is not expected
+
+
+def test_without_redraw_steps_change_nothing() -> None:
+    kernel = performer(8)
+    before = kernel.projection.clone()
+    kernel.after_step()
+    assert torch.equal(before, kernel.projection)
+    with pytest.raises(ValueError, match="redraw must be positive, or None for never, got 0"):
+        Performer(AttentionSpec(1, 8, TOKENS, TOKENS), redraw=0)

@@ -1,6 +1,7 @@
 """The moving average of the weights: what it is, when it is used, and what a checkpoint keeps of it."""
 
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,25 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     parts = train("parts", 4, half["path"])
     for key in ("state_dict", "current_model_state"):
         torch.testing.assert_close(whole[key], parts[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_redrawing_performer_counts_optimiser_steps_and_its_checkpoint_has_its_directions(
+    accumulate: int, tmp_path: Path
+) -> None:
+    module, history = classifier(net(redraw=2)), History()
+    _, run = fit(
+        module, tmp_path, max_epochs=2, accumulate_grad_batches=accumulate, callbacks=[history, AveragedWeights(0.9)]
+    )
+    (name,) = (name for name in module.state_dict() if name.endswith("projection"))
+    drawn = [state[name] for state in history.steps]
+    # a step is copied before it is counted, so the change shows at the next
+    assert [not torch.equal(*pair) for pair in pairwise(drawn[1:])] == [n % 2 == 0 for n in range(1, len(drawn) - 1)]
+    saved = torch.load(run.last, weights_only=True)
+    steps = len(history.steps) - 1
+    for state in (saved["state_dict"], saved["current_model_state"]):
+        assert state[name.replace("projection", "steps")] == steps
+    torch.testing.assert_close(saved["state_dict"][name], module.state_dict()[name], rtol=0, atol=0)
 
 
 def test_without_averaging_a_resumed_training_goes_on_with_the_weights_and_not_their_average(tmp_path: Path) -> None:

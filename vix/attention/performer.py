@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vix.attention.base import Attention, AttentionSpec
@@ -190,6 +190,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bo
     return Favor.apply(q, k, v, projection, as_published)
 
 
+def _read_steps(performer: nn.Module, incompatible: Any) -> None:
+    """Goes on counting where a loaded state stopped."""
+    assert isinstance(performer, Performer)
+    performer._steps = int(performer.steps)
+
+
 class Performer(Attention):
     """Replaces exp(q k^T / sqrt(d)) by phi(q) phi(k)^T with random features phi, so that keys are summed once.
 
@@ -202,20 +208,52 @@ class Performer(Attention):
         features: Number of random features; left out, int(d ln d) as published (110 for a head of 32).
         as_published: Whether to use the published stabiliser and regulariser, with which an image's output depends on
             its batch mates and collapses to the mean value for large q and k.
+        redraw: Optimiser steps after which the directions are drawn anew, each time; None keeps them.
+            `ImageClassifier` counts; in a loop of your own call `after_step`.
 
     Raises:
-        ValueError: If `features` is not positive.
+        ValueError: If `features` or `redraw` is not positive.
     """
 
     projection: Tensor
+    steps: Tensor
 
-    def __init__(self, spec: AttentionSpec, *, features: int | None = None, as_published: bool = False) -> None:
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        *,
+        features: int | None = None,
+        as_published: bool = False,
+        redraw: int | None = None,
+    ) -> None:
         super().__init__(spec)
         if features is not None and features < 1:
             raise ValueError(f"features must be positive, or None for int(d ln d), got {features}")
+        if redraw is not None and redraw < 1:
+            raise ValueError(f"redraw must be positive, or None for never, got {redraw}")
         features = features or max(1, int(spec.head_dim * math.log(spec.head_dim)))
         self.as_published = as_published
         self.register_buffer("projection", orthogonal_features(features, spec.head_dim))
+        self.redraw = redraw
+        if redraw is not None:
+            self.register_buffer("steps", torch.tensor(0))
+            # torch has no types for it
+            self.register_load_state_dict_post_hook(_read_steps)  # type: ignore[no-untyped-call]
+        # The same number where asking for it does not wait for the device.
+        self._steps = 0
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Counts an optimiser step, and draws new directions when it is time.
+
+        Not done by `forward`, which runs more than once a step where gradients are accumulated or blocks recomputed.
+        """
+        if self.redraw is None:
+            return
+        self._steps += 1
+        self.steps.fill_(self._steps)
+        if self._steps % self.redraw == 0:
+            self.projection.copy_(orthogonal_features(*self.projection.shape))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) to (b h n e)."""

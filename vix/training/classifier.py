@@ -120,6 +120,18 @@ class ImageClassifier(LightningModule):
             self.log_dict({"train/loss_step": loss.detach(), "lr": rate}, on_step=True, on_epoch=False)
         return loss
 
+    def on_train_start(self) -> None:
+        """Finds the parts of the net that count optimiser steps, such as a Performer that redraws its features."""
+        self._counting: list[Any] = [part for part in self.net.modules() if hasattr(part, "after_step")]
+        self._counted = self.trainer.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: ImageBatch, batch_idx: int) -> None:
+        """Lets them count, where the batch ended a step."""
+        if self.trainer.global_step > self._counted:
+            self._counted = self.trainer.global_step
+            for part in self._counting:
+                part.after_step()
+
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's means, to the loggers at once: Lightning would after the epoch's checkpoint is written."""
         means = self._log_epoch("train", self.train_scores, logger=False)
