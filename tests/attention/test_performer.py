@@ -43,9 +43,15 @@ def errors(width: int, deviation: float, features: int | None = None) -> list[fl
     return total
 
 
-@pytest.mark.parametrize(("width", "deviation"), [(16, 0.1), (16, 0.25), (32, 0.1), (32, 0.25), (64, 0.1), (64, 0.25)])
-def test_error_to_softmax_falls_with_the_root_of_the_number_of_features(width: int, deviation: float) -> None:
-    counts = [64, 128, 256, 512, 1024, 2048]
+@pytest.mark.parametrize(
+    ("width", "deviation", "fewest"),
+    [(16, 0.1, 64), (16, 0.25, 64), (32, 0.1, 64), (32, 0.25, 64), (64, 0.1, 64), (64, 0.25, 64), (32, 0.5, 512)],
+)
+def test_error_to_softmax_falls_with_the_root_of_the_number_of_features(
+    width: int, deviation: float, fewest: int
+) -> None:
+    # With few features and large logits the regulariser takes most of the error away, which flattens the slope.
+    counts = [fewest * 2**doubling for doubling in range(6)]
     x = torch.tensor(counts, dtype=torch.float64).log()
     y = torch.tensor([errors(width, deviation, features)[0] for features in counts], dtype=torch.float64).log()
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
