@@ -40,7 +40,7 @@ class LearnedPosition(nn.Module):
         Raises:
             ValueError: If the tokens are not those of the table.
         """
-        if tokens != self.tokens:
+        if tokens.differs(self.tokens):
             raise ValueError(
                 f"learned positions were built for {self.tokens}, got {tokens}: "
                 "build the net for this size, or use position='rope'"
@@ -105,7 +105,7 @@ class RotaryPosition(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Turns queries or keys (b h n d) of the given tokens."""
         cosine, sine = self.cosine, self.sine
-        if tokens != self.tokens:
+        if tokens.differs(self.tokens):
             angles = self.angles(tokens)
             cosine, sine = angles.cos().to(cosine), angles.sin().to(sine)
         return rotate(x, cosine, sine)

@@ -20,6 +20,10 @@ class Tokens:
         """Length of the sequence, class tokens included."""
         return self.prefix + self.grid[0] * self.grid[1]
 
+    def differs(self, other: "Tokens") -> bool:
+        """Whether the other tokens sit elsewhere; number by number, since a compiler's sizes may be symbols."""
+        return self.prefix != other.prefix or self.grid[0] != other.grid[0] or self.grid[1] != other.grid[1]
+
     def __str__(self) -> str:
         rows, columns = self.grid
         return f"{self.count} tokens ({rows}x{columns}{f' + {self.prefix}' if self.prefix else ''})"

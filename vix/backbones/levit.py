@@ -62,7 +62,7 @@ class OffsetBias(Fusable):
         Raises:
             ValueError: If the tokens are not those of the table.
         """
-        if tokens != self.tokens:
+        if tokens.differs(self.tokens):
             raise ValueError(
                 f"the attention bias was built for {self.tokens}, got {tokens}: "
                 "build the net for this size, or use position='values'"
@@ -105,7 +105,7 @@ class FixedBias(nn.Module):
         Raises:
             ValueError: If the tokens are not those of the matrix.
         """
-        if tokens != self.tokens:
+        if tokens.differs(self.tokens):
             raise ValueError(f"the attention bias was built for {self.tokens}, got {tokens}")
         return self.matrix
 

@@ -38,7 +38,7 @@ class MLPMixing(Mixer):
         Raises:
             ValueError: If the tokens are not those that it was built for.
         """
-        if tokens != self.tokens:
+        if tokens.differs(self.tokens):
             raise ValueError(f"MLP mixing was built for {self.tokens}, got {tokens}: its weights have no other length")
         mixed: Tensor = self.network(x.mT)
         return mixed.mT
