@@ -65,7 +65,7 @@ class Recompute(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """Returns function(*inputs)."""
         ctx.function = function
         ctx.save_for_backward(*inputs)
@@ -75,24 +75,26 @@ class Recompute(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Maps the gradient of the output to those of the inputs that ask for one."""
+        needs = ctx.needs_input_grad[1:]
         inputs = [
-            tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+            None if tensor is None else tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, needs, strict=True)
         ]
         with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
             out = ctx.function(*inputs)
-        gradients = iter(torch.autograd.grad(out, [tensor for tensor in inputs if tensor.requires_grad], grad))
-        return None, *(next(gradients) if tensor.requires_grad else None for tensor in inputs)
+        asked = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+        gradients = iter(torch.autograd.grad(out, asked, grad))
+        return None, *(next(gradients) if needed else None for needed in needs)
 
 
-def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Returns function(*inputs), keeping only the inputs for backward; a compiler decides by itself what to keep.
+def recompute(function: Callable[..., Tensor], first: Tensor, *others: Tensor | None) -> Tensor:
+    """Returns function(first, *others), keeping only these for backward; a compiler decides by itself what to keep.
 
     Under autocast what the function casts itself would be cast no more in backward, so there it runs as it is.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs[0].device.type) or not torch.is_grad_enabled():
-        return function(*inputs)
-    return Recompute.apply(function, *inputs)
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(first.device.type) or not torch.is_grad_enabled():
+        return function(first, *others)
+    return Recompute.apply(function, first, *others)
 
 
 class FeedForwardFunction(torch.autograd.Function):

@@ -4,6 +4,7 @@ Source: Xiong et al., "Nyströmformer: A Nyström-Based Algorithm for Approximat
 arXiv:2102.03902, equations 11 to 14. Cost per head for l landmarks: O((n + m) l (d + e) + l^3) time.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from vix.attention.band import BandConvolution
 from vix.attention.base import Attention, AttentionSpec
-from vix.layers import check_counts, full_precision, recompute
+from vix.layers import check_counts, full_precision, recompute, widen
 
 
 def segment_means(x: Tensor, segments: int) -> Tensor:
@@ -30,16 +31,15 @@ def segment_means(x: Tensor, segments: int) -> Tensor:
     return torch.cat(means, dim=-2)
 
 
-def landmarks_of(x: Tensor, landmarks: int, zeros: int) -> Tensor:
+def padded_landmarks(x: Tensor, landmarks: int, zeros: int, copies: int) -> Tensor:
     """Returns `segment_means` of (b h n d) as if `zeros` zero tokens stood in front, which are not made.
 
-    With them the tokens must be a multiple of the landmarks.
+    With them the tokens must be a multiple of the landmarks. Those landmarks that are zero come first, `copies` of them
+    and no more.
     """
-    if not zeros:
-        return segment_means(x, landmarks)
     length = (x.shape[-2] + zeros) // landmarks
-    empty, missing = divmod(zeros, length)
-    means = [x.new_zeros(*x.shape[:-2], empty, x.shape[-1])]
+    missing = zeros % length
+    means = [x.new_zeros(*x.shape[:-2], copies, x.shape[-1])]
     if missing:
         means.append(x[..., : length - missing, :].sum(dim=-2, keepdim=True) / length)
         x = x[..., length - missing :, :]
@@ -123,8 +123,13 @@ class InverseTimes(torch.autograd.Function):
 
 
 @full_precision
-def apply_inverse(q: Tensor, k: Tensor, block: Tensor, iterations: int | None, batch_start: bool) -> Tensor:
+def apply_inverse(
+    q: Tensor, k: Tensor, block: Tensor, iterations: int | None, batch_start: bool, counts: Tensor | None = None
+) -> Tensor:
     """Multiplies a block (b h l e) by the pseudo-inverse of A = softmax(q k^T / sqrt(d)) among landmarks, by iteration.
+
+    Equal landmarks have equal rows in all that the iteration makes, so it may run among the different ones alone: in
+    the basis of their normalised sums A is D^1/2 A D^1/2 with their counts D, and the block D^1/2 times itself.
 
     Args:
         q: The landmarks of the queries (b h l d).
@@ -132,16 +137,26 @@ def apply_inverse(q: Tensor, k: Tensor, block: Tensor, iterations: int | None, b
         block: What the inverse multiplies.
         iterations: Steps of the iteration; None takes the exact pseudo-inverse.
         batch_start: Whether the start is scaled by the largest column sum of the whole batch, as published.
+        counts: How many landmarks each of these stands for (l), where that is not one.
     """
-    a = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    roots: Tensor | None = None
+    if counts is None:
+        a = logits.softmax(dim=-1)
+        columns = a.sum(dim=-2, keepdim=True)
+    else:
+        roots = counts.sqrt()[:, None]
+        a = (logits + counts.log()).softmax(dim=-1) * (roots / roots.mT)
+        columns = (roots.mT @ a) / roots.mT
+        block = roots * block
     if iterations is None:
-        return torch.linalg.pinv(a) @ block
-    columns = a.sum(dim=-2, keepdim=True)
-    # Rows of a softmax sum to one, so the start A^T / (max row sum * max column sum) needs the columns alone.
-    start = a.mT / (columns.amax() if batch_start else columns.amax(dim=-1, keepdim=True))
-    if torch.compiler.is_compiling():
-        return start @ inverse_times(a @ start, block, iterations)
-    return start @ InverseTimes.apply(a @ start, block, iterations)
+        out = torch.linalg.pinv(a) @ block
+    else:
+        # Rows of a softmax sum to one, so the start A^T / (max row sum * max column sum) needs the columns alone.
+        start = a.mT / (columns.amax() if batch_start else columns.amax(dim=-1, keepdim=True))
+        plain = torch.compiler.is_compiling()
+        out = start @ (inverse_times if plain else InverseTimes.apply)(a @ start, block, iterations)
+    return out if roots is None else out / roots
 
 
 class NystromAttention(Attention):
@@ -203,20 +218,39 @@ class NystromAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) to (b h n e)."""
-        n = q.shape[-2]
-        landmarks, zeros = min(self.num_landmarks, n, k.shape[-2]), 0
-        if self.as_published:
-            # As many landmarks as asked for, even where most are means of zeros.
-            landmarks = self.num_landmarks
-            zeros = -n % landmarks
-        q_landmarks, k_landmarks = landmarks_of(q, landmarks, zeros), landmarks_of(k, landmarks, zeros)
-        # Zeros answer only here: as queries they are cropped, and a convolution has zeros of its own.
-        all_k, all_v = (functional.pad(x, (0, 0, zeros, 0)) for x in (k, v)) if zeros else (k, v)
-        block = functional.scaled_dot_product_attention(q_landmarks, all_k, all_v)
-        block = apply_inverse(q_landmarks, k_landmarks, block, self.iterations, self.as_published)
-        out = recompute(functional.scaled_dot_product_attention, q, k_landmarks, block.to(q.dtype))
+        out = self.through_landmarks(q, k, v)
         if self.residual is None:
             return out
         if v.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return out + self.residual(v)
         return out + BandConvolution.apply(v, self.residual.weight.flatten(1))
+
+    def through_landmarks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Does the same without the convolution.
+
+        Of the published zeros in front one key is made, and of landmarks that are means of zeros a few: what stands for
+        several weighs as many, by the logarithm of their number in a mask.
+        """
+        n, landmarks = q.shape[-2], self.num_landmarks
+        if not self.as_published or n % landmarks == 0:
+            # As published, as many landmarks as asked for.
+            landmarks = landmarks if self.as_published else min(landmarks, n, k.shape[-2])
+            q_landmarks, k_landmarks = segment_means(q, landmarks), segment_means(k, landmarks)
+            counts = key_mask = landmark_mask = None
+        else:
+            zeros = -n % landmarks
+            empty = zeros * landmarks // (n + zeros)
+            # Products like a multiple of 16.
+            copies = min(empty, (empty - landmarks) % 16 or 16)
+            q_landmarks, k_landmarks = (padded_landmarks(x, landmarks, zeros, copies) for x in (q, k))
+            counts = torch.ones(q_landmarks.shape[-2], dtype=widen(q).dtype, device=q.device)
+            counts[:copies] = empty / max(1, copies)
+            landmark_mask = counts.log().to(q.dtype).expand(n, -1)
+            key_mask = functional.pad(q.new_full((1,), math.log(zeros)), (n, 0)).expand(len(counts), -1)
+            k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
+        block = functional.scaled_dot_product_attention(q_landmarks, k, v, key_mask)
+        block = apply_inverse(q_landmarks, k_landmarks, block, self.iterations, self.as_published, counts)
+        out: Tensor = recompute(
+            functional.scaled_dot_product_attention, q, k_landmarks, block.to(q.dtype), landmark_mask
+        )
+        return out

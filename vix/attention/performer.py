@@ -81,7 +81,8 @@ class Favor(torch.autograd.Function):
     Query features are needed up to a factor per token, which cancels: phi(q) ~ f softmax(W q) + g, where the softmax is
     one fused pass, f is exp(-|q|^2 / 2) as published and 1 otherwise, and g is eps times the largest softmax. The
     regulariser is never added to a feature: it enters the products as a term of rank one. Kept for backward are the
-    inputs, the context (r e+1) of each head, and three numbers a query.
+    inputs, the output, which the projection after it keeps anyway, the context (r e+1) of each head, and two numbers a
+    query.
     """
 
     @staticmethod
@@ -119,11 +120,12 @@ class Favor(torch.autograd.Function):
         if as_published:
             sums *= half_square(q).neg().exp()
         sums += (eps * largest) * context.sum(dim=-2, keepdim=True)
-        ctx.save_for_backward(q, k, v, projection, context, largest, sums[..., -1:].clone())
-        ctx.as_published = as_published
         b, h, n, _ = q.shape
         out = q.new_empty(b, n, h, v.shape[-1]).transpose(1, 2)
-        return torch.div(sums[..., :-1], sums[..., -1:], out=out)
+        torch.div(sums[..., :-1], sums[..., -1:], out=out)
+        ctx.save_for_backward(q, k, v, projection, out, context, largest, sums[..., -1:].clone())
+        ctx.as_published = as_published
+        return out
 
     @staticmethod
     @once_differentiable
@@ -138,26 +140,24 @@ class Favor(torch.autograd.Function):
         grad: Tensor, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, kept: list[Tensor], as_published: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of q, k and v from that of the output."""
-        context, largest, normaliser = kept
+        out, context, largest, normaliser = kept
         eps, scale = regulariser(q.shape[-1], projection.shape[0], as_published), q.shape[-1] ** -0.25
         directions = projection * scale
         values = with_ones(v)
 
         # Of the quotient: the numerator's e columns, then the denominator's one.
         weights = Favor.products(q, directions).softmax(dim=-1)
-        factor = half_square(q).neg().exp() if as_published else torch.ones_like(normaliser)
-        out = weights @ context[..., :-1] * factor
-        out += (eps * largest) * context[..., :-1].sum(dim=-2, keepdim=True)
-        grad_sums = torch.cat([grad, -(grad * out).sum(dim=-1, keepdim=True) / normaliser], dim=-1) / normaliser
+        grad_sums = torch.cat([grad, -(grad * out).sum(dim=-1, keepdim=True)], dim=-1).div_(normaliser)
         grad_context = (eps * largest).mT @ grad_sums
-        grad_sums *= factor
+        if as_published:
+            grad_sums *= half_square(q).neg().exp()
         grad_context = grad_context + weights.mT @ grad_sums
 
         # Of the queries' exponents. The stabiliser takes away from the largest what it gives to all.
         exponents = (grad_sums @ context.mT).mul_(weights)
         row = exponents.sum(dim=-1, keepdim=True)
-        is_largest = weights == largest
-        exponents -= is_largest * (row / is_largest.sum(dim=-1, keepdim=True))
+        is_largest = weights.eq_(largest)
+        exponents.addcmul_(is_largest, row / is_largest.sum(dim=-1, keepdim=True), value=-1)
         grad_q = exponents @ directions
         if as_published:
             grad_q -= row * scale**2 * q
