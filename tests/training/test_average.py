@@ -65,10 +65,10 @@ def classifier(net: nn.Module) -> ImageClassifier:
     return ImageClassifier(net, optimizer=partial(SGD, lr=0.1))
 
 
-def expected(history: History, decay: float, names: list[str]) -> dict[str, Tensor]:
+def expected(steps: list[dict[str, Tensor]], decay: float, names: list[str]) -> dict[str, Tensor]:
     """The formula, one step after another."""
-    average = {name: history.steps[0][name] for name in names}
-    for n, weights in enumerate(history.steps[1:]):
+    average = {name: steps[0][name] for name in names}
+    for n, weights in enumerate(steps[1:]):
         d = min(decay, (1 + n) / (10 + n))
         average = {name: d * average[name] + (1 - d) * weights[name] for name in names}
     return average
@@ -91,7 +91,7 @@ def test_the_average_is_the_formulas_and_is_what_is_validated_and_kept(
     last = torch.load(run.last, weights_only=True)
     assert len(history.steps) == trainer.global_step + 1
     averaged = [name for name in last["state_dict"] if not name.endswith(("projection", "num_batches_tracked"))]
-    formula = expected(history, 0.6, averaged)
+    formula = expected(history.steps, 0.6, averaged)
     validated = history.validated[-1]
     for found in (last["state_dict"], validated, module.state_dict()):
         torch.testing.assert_close({name: found[name] for name in averaged}, formula)

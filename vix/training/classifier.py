@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
@@ -138,6 +139,16 @@ class ImageClassifier(LightningModule):
         for logger in self.trainer.loggers:
             values = {name: value.item() for name, value in means.items()}
             logger.log_metrics({**values, "epoch": self.trainer.current_epoch}, step=self.trainer.global_step - 1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Gives all processes the first one's buffers, as its checkpoint has them.
+
+        Running statistics and redrawn features differ between processes after a step, until the next forward pass of
+        training; each would score a net of its own.
+        """
+        if dist.is_available() and dist.is_initialized():
+            for buffer in self.net.buffers():
+                dist.broadcast(buffer, src=0)
 
     def validation_step(self, batch: ImageBatch, batch_index: int) -> None:
         """Adds a batch to the validation scores."""
