@@ -66,7 +66,7 @@ class Foreign(nn.Module):
 
 
 def net(**arguments: Any) -> vix.ViP:
-    return vix.ViP(image_size=4, num_classes=3, channels=1, **{**TINY, **arguments})
+    return vix.ViP(**{"image_size": 4, "num_classes": 3, "channels": 1, **TINY, **arguments})
 
 
 def fit(module: LightningModule, folder: Path, **options: Any) -> tuple[Trainer, Run]:
