@@ -3,6 +3,7 @@
     python -m benchmarks.digits            # all cells that are not there yet; stop it at any time, start it again later
     python -m benchmarks.digits --list     # which cells there are and which are done
     python main.py report benchmarks/results/digits --no-papers
+    python main.py report --into README.md
 
 A cell is one training and one test. It is done when its folder is in `results/digits`, which appears whole or not at
 all.

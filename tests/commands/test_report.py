@@ -5,13 +5,15 @@ import math
 import re
 import statistics
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vix.commands.report import PAPERS, main
-from vix.commands.report.charts import Axis, front, kind
+from vix.commands.report.charts import MOST_CURVES, front, kind
+from vix.commands.report.drawing import Axis, Frame, Labels
 from vix.commands.report.papers import read_papers
 from vix.commands.report.runs import Row, collect, group
 
@@ -199,14 +201,63 @@ def test_the_front_is_what_nothing_cheaper_or_as_cheap_beats() -> None:
     assert [points[place] for place in front(points)] == [(1.0, 0.5), (2.0, 0.7), (3.0, 0.9)]
 
 
-@pytest.mark.parametrize("logarithmic", [False, True])
-def test_an_axis_keeps_order_ends_and_round_ticks(logarithmic: bool) -> None:
-    axis = Axis(2.0, 50.0, 400.0, 10.0, logarithmic)
+@pytest.mark.parametrize("scale", ["linear", "log", "error"])
+def test_an_axis_keeps_order_ends_and_round_ticks(scale: Any) -> None:
+    axis = Axis(2.0, 50.0, 400.0, 10.0, scale)
     assert (axis(2.0), axis(50.0)) == pytest.approx((400.0, 10.0))
+    places = [axis(value) for value in (2, 3, 10, 20, 49, 50)]
+    assert places == sorted(places, reverse=True)
     ticks = axis.ticks()
     assert ticks == sorted(ticks)
     assert 2 <= len(ticks) <= 7
     assert all(2 <= tick <= 50 and math.isclose(tick, float(f"{tick:.1g}")) for tick in ticks)
+
+
+def test_near_a_hundred_percent_half_the_error_has_as_much_room_as_half_of_it_again() -> None:
+    axis = Frame().percentages([0.5, 0.998])
+    assert axis.scale == "error"
+    assert Frame().percentages([0.5, 0.8]).scale == "linear"
+    # 10 and 5 points, 5 and 2.5: nearly the same step, though the scale goes on to an error of zero
+    assert (axis(90) - axis(95)) / (axis(95) - axis(97.5)) == pytest.approx(1, abs=0.06)
+    assert axis.ticks()[-1] > 99
+    ticks = [axis(tick) for tick in axis.ticks()]
+    assert min(one - other for one, other in pairwise(ticks)) > 15
+    assert Frame().percentages([1.0, 1.0])(100.0) >= Frame().top
+
+
+def test_names_never_cover_each_other_nor_a_point() -> None:
+    frame, points = Frame(), [(500.0 + 9 * (n % 5), 200.0 + 7 * (n // 5)) for n in range(25)]
+    labels = Labels(frame, points)
+    drawn = [labels.beside(*point, "a_system", "#000") for point in points]
+    boxes = labels._taken
+    assert 0 < sum(map(bool, drawn)) < len(points)
+    assert len(boxes) == len(points) + sum(map(bool, drawn))
+    names = boxes[len(points) :]
+    for place, (left, top, right, bottom) in enumerate(names):
+        for a, b, c, d in boxes[: len(points)] + names[:place]:
+            assert right < a or c < left or bottom < b or d < top
+
+
+def test_names_of_curves_stand_below_each_other_inside_the_chart() -> None:
+    frame = Frame(height=300)
+    text = Labels(frame).column(400.0, [(250.0, f"n{place}", "#000") for place in range(9)])
+    heights = [float(y) for y in re.findall(r'<text class="name" x="415.0" y="([\d.]+)"', text)]
+    assert len(heights) == 9
+    assert all(other - one > 12 for one, other in pairwise(heights))
+    assert heights[-1] <= 300 - frame.bottom + 5
+
+
+def test_many_curves_are_drawn_body_by_body(tmp_path: Path) -> None:
+    for place in range(MOST_CURVES + 1):
+        write(tmp_path / "runs" / str(place), name=f"vip{place}")
+    write(tmp_path / "runs" / "cct", name="cct", net={"class_path": "vix.CCT"})
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--no-papers"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert [name in page for name in ("Learning curves, plain", "Learning curves, CCT", "Learning curves, CvT")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_every_system_has_a_colour_and_a_mark_of_its_attention_and_body(tmp_path: Path) -> None:

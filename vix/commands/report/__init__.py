@@ -11,6 +11,8 @@ one seed. `test` is the checkpoint of the best validation epoch on the official 
 It reads results.json and metrics.csv of each run folder and nothing else.
   python main.py report                              all of runs/
   python main.py report runs/vip runs/vin --out cmp  two experiments
+  python main.py report --into README.md             makes the tables of a page anew: what stands between
+                                                     <!-- report: FOLDER, PART --> and <!-- /report -->
 """
 
 
@@ -22,10 +24,18 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], help="folders of runs (default runs)")
+    made.add_argument("folders", nargs="*", type=Path, default=[], help="folders of runs (default runs)")
     made.add_argument("--out", type=Path, default=Path("runs", "report"), help="folder of the report")
     made.add_argument("--papers", type=Path, default=PAPERS, help="folder of published numbers, one YAML a source")
     made.add_argument("--no-papers", action="store_true", help="leave the published numbers out")
+    made.add_argument(
+        "--into",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PAGE",
+        help="make the marked tables of a Markdown page anew, and nothing else; may be given again",
+    )
     return made
 
 
@@ -36,9 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: As on the command line, which is taken where they are left out.
 
     Returns:
-        The exit code: 0, or 2 where there is nothing to report or a file of published numbers is wrong.
+        The exit code: 0, or 2 where there is nothing to report, or a page or a file of published numbers is wrong.
     """
-    options = parser().parse_args(arguments)
+    made = parser()
+    options = made.parse_args(arguments)
+    if options.into:
+        idle = [
+            name
+            for name in ("folders", "out", "papers", "no_papers")
+            if getattr(options, name) != made.get_default(name)
+        ]
+        if idle:
+            print(f"--into takes everything from the page's marks; leave out {', '.join(idle)}", file=sys.stderr)
+            return 2
+        return rewrite(options.into)
     # `--help` need not wait for these.
     from vix.commands.report.page import page
     from vix.commands.report.papers import read_papers
@@ -46,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     from vix.commands.report.tables import as_csv, as_markdown
 
     try:
-        runs, left_out = collect(options.folders)
+        runs, left_out = collect(options.folders or [Path("runs")])
         papers = [] if options.no_papers else read_papers(options.papers)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -64,4 +85,29 @@ def main(arguments: list[str] | None = None) -> int:
         (options.out / name).write_text(content, encoding="utf-8", newline="\n")
     print(text)
     print(f"written to {options.out}: report.md, report.csv, report.html")
+    return 0
+
+
+def rewrite(pages: list[Path]) -> int:
+    """Makes the marked tables of pages anew; each page is written whole or stays as it was.
+
+    Returns:
+        0, or 2 where a page is missing or its marks are wrong.
+    """
+    from vix.commands.report.blocks import fill
+
+    for path in pages:
+        try:
+            text = path.read_text(encoding="utf-8")
+            filled, left_out = fill(text, path.parent)
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            print(f"{path}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+            return 2
+        for reason in left_out:
+            print(f"left out: {reason}", file=sys.stderr)
+        if filled != text:
+            temporary = path.with_name(f".{path.name}.part")
+            temporary.write_text(filled, encoding="utf-8", newline="\n")
+            temporary.replace(path)
+        print(f"{path}: {'made anew' if filled != text else 'as it was'}")
     return 0

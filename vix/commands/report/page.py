@@ -8,24 +8,31 @@ from html import escape
 from vix.commands.report.charts import curves, legend, pareto, shares
 from vix.commands.report.papers import Paper
 from vix.commands.report.runs import Row
-from vix.commands.report.tables import Table, by_share, data_sets, published, results
+from vix.commands.report.tables import Table, by_share, circumstances, data_sets, published, results
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 960px; margin: 2em auto;
-  padding: 0 1em }
-h1 { font-size: 1.5em } h2 { margin-top: 2em; border-bottom: 1px solid #ccc } h3 { margin: 1.6em 0 .4em }
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; background: #fff; max-width: 1100px;
+  margin: 2em auto; padding: 0 1.2em }
+h1 { font-size: 1.6em } h2 { margin-top: 2em; border-bottom: 2px solid #ddd } h3 { margin: 1.8em 0 .4em }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #e4e4e4 }
-th { background: #f5f5f5; cursor: pointer } th:first-child, td:first-child { text-align: left }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap }
+th, td { padding: .22em .75em; text-align: right; border-bottom: 1px solid #e8e8e8 }
+th { background: #f3f5f7; cursor: pointer; font-weight: 600 } th:hover { background: #e6eaee }
+tbody tr:hover { background: #f8fafc }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0 }
+td:first-child { background: #fff; font-weight: 600 }
 td.words { text-align: left; white-space: normal; min-width: 16em }
-svg { width: 100%; height: auto; font-size: 11.5px } .legend svg { width: 14px; vertical-align: -2px }
-.legend span { margin-right: 1em; white-space: nowrap }
-.grid { stroke: #e8e8e8 } .tick { fill: #666 }
-.front { fill: none; stroke: #999; stroke-dasharray: 4 3 }
-.series polyline { stroke-width: 1.7 }
+svg { display: block; width: 100%; height: auto; font-size: 11px }
+.legend svg { display: inline-block; width: 14px; vertical-align: -2px; margin-right: .3em }
+.legend { line-height: 1.9 } .legend span { margin-right: 1.1em; white-space: nowrap }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1em }
+.title { font-size: 13px; font-weight: 600 }
+.grid { stroke: #ebebeb } .tick { fill: #777 }
+.front { fill: none; stroke: #888; stroke-width: 1.3; stroke-dasharray: 4 3 }
+.behind { fill: none; stroke: #e2e2e2 } .lead { fill: none; stroke-opacity: .45 } .spread { stroke-opacity: .55 }
+.series polyline { stroke-width: 1.8; stroke-linejoin: round }
 svg:has(.series:hover) .series { opacity: .15 } svg .series:hover { opacity: 1 !important }
-.note { color: #555; max-width: 46em }
+.note { color: #555; max-width: 60em }
 """
 # Sorts a table by the first number in the column's cells, else by their text; empty cells stay at the end.
 SCRIPT = """
@@ -99,7 +106,7 @@ def _ours(rows: Sequence[Row]) -> list[str]:
     table = by_share(rows)
     if table[1]:
         parts.append(_table(table))
-    parts += [f'<p class="note">{escape(text)}</p>' for text in sorted({row.first.protocol for row in rows}) if text]
+    parts += [f'<p class="note">{escape(text)}</p>' for text in circumstances(rows)]
     return parts
 
 

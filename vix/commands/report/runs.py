@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -27,6 +27,8 @@ class Run:
         scores: Numbers by name; only what was measured.
         curve: Validation top-1 by epoch.
         protocol: How the scores were taken, in words.
+        machine: What it ran on, with which torch; empty where the file does not say.
+        commit: Of the code, with a mark where something was changed since.
     """
 
     folder: Path
@@ -41,6 +43,8 @@ class Run:
     scores: dict[str, float]
     curve: dict[int, float] = field(default_factory=dict)
     protocol: str = ""
+    machine: str = ""
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,23 @@ def read(path: Path) -> Run | None:
         },
         curve=read_curve(path.with_name("metrics.csv")),
         protocol=str(content.get("protocol", "")),
+        machine=machine(content),
+        commit=""
+        if content.get("commit") is None
+        else f"{content['commit'][:8]}{'+' if content.get('changed') else ''}",
     )
+
+
+def machine(content: Mapping[str, Any]) -> str:
+    """`NVIDIA H100, torch 2.15.0` or `Xeon, 2 threads, torch 2.15.0`, from what a run says of itself."""
+    device, torch = content.get("device") or {}, (content.get("versions") or {}).get("torch")
+    processes, threads = device.get("processes", 1), device.get("threads")
+    words = [
+        f"{processes} x {device['name']}" if processes > 1 else device.get("name"),
+        f"{threads} thread{'s' * (threads > 1)}" if threads and device.get("type") == "cpu" else None,
+        f"torch {torch}" if torch else None,
+    ]
+    return ", ".join(word for word in words if word)
 
 
 def read_curve(path: Path) -> dict[int, float]:

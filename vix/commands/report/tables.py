@@ -20,6 +20,8 @@ HEAD = (
     "time",
 )
 PUBLISHED_HEAD = ("system", "top-1 %", "top-5 %", "epoch", "parameters", "batch", "s an epoch", "remark")
+# Commits that are named; a table that is filled over days has many.
+MOST_COMMITS = 4
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
@@ -65,6 +67,18 @@ def by_share(rows: Sequence[Row]) -> Table:
     return ("system", *(f"{share:.0%} of train" for share in shares)), lines
 
 
+def circumstances(rows: Sequence[Row]) -> list[str]:
+    """How the rows' scores were taken, and on which machines with which code."""
+    runs = [run for row in rows for run in row.runs]
+    machines, commits = (sorted({getattr(run, name) for run in runs} - {""}) for name in ("machine", "commit"))
+    lines = sorted({run.protocol for run in runs} - {""})
+    if machines:
+        more = f" and {len(commits) - MOST_COMMITS} more" if len(commits) > MOST_COMMITS else ""
+        named = f"; commit {', '.join(commits[:MOST_COMMITS])}{more}" if commits else ""
+        lines.append(f"Run on {' / '.join(machines)}{named}{' (+: changed since)' if '+' in named else ''}.")
+    return lines
+
+
 def published(paper: Paper, rows: Sequence[Row]) -> Table:
     """A source's numbers, with ours of the same YAML beside them where there are any."""
     ours = {row.first.experiment: percent(row, "test/top1") for row in reversed(rows) if row.first.share == 1}
@@ -87,16 +101,15 @@ def as_markdown(rows: Sequence[Row], papers: Sequence[Paper]) -> str:
         here = [row for row in rows if row.first.data == data]
         whole = [row for row in here if row.first.share == 1]
         parts.append(f"## {markdown(data)}")
-        parts.append(_markdown_table(results(whole)) if whole else "Not yet measured on all training images.")
+        parts.append(markdown_table(results(whole)) if whole else "Not yet measured on all training images.")
         shares = by_share(here)
         if shares[1]:
-            parts += ["Test top-1 % by the share of the training images:", _markdown_table(shares)]
-        if here:
-            parts.append(markdown(" / ".join(sorted({row.first.protocol for row in here if row.first.protocol}))))
+            parts += ["Test top-1 % by the share of the training images:", markdown_table(shares)]
+        parts += [markdown(line) for line in circumstances(here)]
         for paper in papers:
             if paper.data == data:
                 parts.append(f"**{markdown(paper.title)}** ({markdown(paper.source)})")
-                parts += [_markdown_table(published(paper, here)), markdown(paper.protocol)]
+                parts += [markdown_table(published(paper, here)), markdown(paper.protocol)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -132,7 +145,8 @@ def markdown(text: str) -> str:
     return plain
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A table with numbers to the right."""
     head, lines = table
     aligned = ["---" if place == 0 or name == "remark" else "---:" for place, name in enumerate(head)]
     rows = [[markdown(cell) for cell in line] for line in lines]
