@@ -29,6 +29,7 @@ HEIGHTS = {
     "systems": 4,
     "published": 5,
     "convert": 5,
+    "explain": 5,
     "commands": 6,
 }
 # The training side takes nets as arguments, so of vix it knows the tools and no net.
