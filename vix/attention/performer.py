@@ -80,9 +80,9 @@ class Favor(torch.autograd.Function):
 
     Query features are needed up to a factor per token, which cancels: phi(q) ~ f softmax(W q) + g, where the softmax is
     one fused pass, f is exp(-|q|^2 / 2) as published and 1 otherwise, and g is eps times the largest softmax. The
-    regulariser is never added to a feature: it enters the products as a term of rank one. Kept for backward are the
-    inputs, the output, which the projection after it keeps anyway, the context (r e+1) of each head, and two numbers a
-    query.
+    regulariser is never added to a feature: it enters the products as a term of rank one. Sums over features are sums
+    over values instead, which are fewer. Kept for backward are the inputs, the output, which the projection behind it
+    keeps anyway, the context (r e+1) of each head, two numbers a query and one a key.
     """
 
     @staticmethod
@@ -93,24 +93,27 @@ class Favor(torch.autograd.Function):
         return torch.bmm(heads, directions.mT.contiguous().expand(b * h, -1, -1)).unflatten(0, (b, h))
 
     @staticmethod
-    def key_features(k: Tensor, directions: Tensor, as_published: bool) -> tuple[Tensor, Tensor]:
-        """Returns exp(W k - |k|^2 / 2 - M), and the exponents' maximum of each token (b h m) that M was found in."""
-        features = Favor.products(k, directions)
-        if as_published:
-            tops = features.amax(dim=-1)
-            features -= half_square(k) + tops.max()
-        else:
-            features -= half_square(k)
-            tops = features.amax(dim=-1)
-            features -= tops.amax(dim=-1)[..., None, None]
-        return features.exp_(), tops
+    def shifted_products(x: Tensor, shift: Tensor, directions: Tensor) -> Tensor:
+        """Returns W x - shift (b h n r) for a number of each token (b h n 1), in one pass."""
+        column = directions.new_full((len(directions), 1), -1)
+        return Favor.products(torch.cat([x, shift], dim=-1), torch.cat([directions, column], dim=-1))
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) and directions (r d) to (b h n e), stored as (b n h e)."""
-        eps = regulariser(q.shape[-1], projection.shape[0], as_published)
-        directions = projection * q.shape[-1] ** -0.25
-        features, _ = Favor.key_features(k, directions, as_published)
+        b, h, n, d = q.shape
+        eps = regulariser(d, projection.shape[0], as_published)
+        directions = projection * d**-0.25
+
+        # Keys: one maximum for the whole batch, before the norm term, or one a head.
+        shift = half_square(k)
+        features = Favor.products(k, directions) if as_published else Favor.shifted_products(k, shift, directions)
+        tops = features.amax(dim=-1).view(1 if as_published else b * h, -1)
+        top, token = tops.max(dim=-1)
+        top = top.expand(b * h).view(b, h, 1, 1)
+        shift += top
+        features = features.sub_(shift if as_published else top).exp_()
+
         values = with_ones(v)
         context = features.mT @ values
         context += eps * values.sum(dim=-2, keepdim=True)
@@ -120,10 +123,10 @@ class Favor(torch.autograd.Function):
         if as_published:
             sums *= half_square(q).neg().exp()
         sums += (eps * largest) * context.sum(dim=-2, keepdim=True)
-        b, h, n, _ = q.shape
+        normaliser = sums[..., -1:].clone()
         out = q.new_empty(b, n, h, v.shape[-1]).transpose(1, 2)
-        torch.div(sums[..., :-1], sums[..., -1:], out=out)
-        ctx.save_for_backward(q, k, v, projection, out, context, largest, sums[..., -1:].clone())
+        torch.div(sums[..., :-1], normaliser, out=out)
+        ctx.save_for_backward(q, k, v, projection, out, context, largest, normaliser, shift, token)
         ctx.as_published = as_published
         return out
 
@@ -131,54 +134,65 @@ class Favor(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Maps the gradient (b h n e) of the output to those of q, k and v."""
-        q, k, v, projection, *kept = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            return *Favor.gradients(grad, q, k, v, projection, kept, ctx.as_published), None, None
+            return *Favor.gradients(grad, *ctx.saved_tensors, as_published=ctx.as_published), None, None
 
     @staticmethod
     def gradients(
-        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, kept: list[Tensor], as_published: bool
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        projection: Tensor,
+        out: Tensor,
+        context: Tensor,
+        largest: Tensor,
+        normaliser: Tensor,
+        shift: Tensor,
+        token: Tensor,
+        *,
+        as_published: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of q, k and v from that of the output."""
-        out, context, largest, normaliser = kept
         eps, scale = regulariser(q.shape[-1], projection.shape[0], as_published), q.shape[-1] ** -0.25
         directions = projection * scale
-        values = with_ones(v)
 
         # Of the quotient: the numerator's e columns, then the denominator's one.
-        weights = Favor.products(q, directions).softmax(dim=-1)
         grad_sums = torch.cat([grad, -(grad * out).sum(dim=-1, keepdim=True)], dim=-1).div_(normaliser)
-        grad_context = (eps * largest).mT @ grad_sums
+        floor = eps * largest
+        grad_context = floor.mT @ grad_sums
+        # The gradient is orthogonal to the sums, so that of all exponents of a query together is the regulariser's.
+        row = -floor * (grad_sums @ context.sum(dim=-2, keepdim=True).mT)
         if as_published:
             grad_sums *= half_square(q).neg().exp()
-        grad_context = grad_context + weights.mT @ grad_sums
 
         # Of the queries' exponents. The stabiliser takes away from the largest what it gives to all.
-        exponents = (grad_sums @ context.mT).mul_(weights)
-        row = exponents.sum(dim=-1, keepdim=True)
-        is_largest = weights.eq_(largest)
-        exponents.addcmul_(is_largest, row / is_largest.sum(dim=-1, keepdim=True), value=-1)
-        grad_q = exponents @ directions
+        weights = Favor.products(q, directions).softmax(dim=-1)
+        grad_context = grad_context + weights.mT @ grad_sums
+        grad_q = (grad_sums @ context.mT).mul_(weights) @ directions
+        is_largest = weights.eq_(largest) @ with_ones(directions)
+        grad_q -= is_largest[..., :-1] * (row / is_largest[..., -1:])
         if as_published:
             grad_q -= row * scale**2 * q
 
         # Of the keys' exponents.
-        features, tops = Favor.key_features(k, directions, as_published)
-        grad_v = features @ grad_context[..., :-1]
-        grad_v += eps * grad_context[..., :-1].sum(dim=-2, keepdim=True)
-        exponents = (values @ grad_context.mT).mul_(features)
-        row = exponents.sum(dim=-1, keepdim=True)
-        grad_k = exponents @ directions
-        # One maximum for the whole batch, or one a head; the norm term stands outside of the former.
-        groups = 1 if as_published else tops.shape[0] * tops.shape[1]
-        token = tops.reshape(groups, -1).argmax(dim=-1)[:, None, None]
-        rows, gradients = row.view(groups, -1, 1), grad_k.view(groups, -1, k.shape[-1])
-        largest_row = features.view(groups, -1, features.shape[-1]).gather(1, token.expand(-1, -1, features.shape[-1]))
+        features = Favor.shifted_products(k, shift, directions).exp_()
+        values = with_ones(v)
+        grad_values = features @ grad_context
+        rows = (values * grad_values).sum(dim=-1).view(len(token), -1, 1)
+        grad_v = grad_values[..., :-1] + eps * grad_context[..., :-1].sum(dim=-2, keepdim=True)
+        grad_k = (values @ grad_context.mT).mul_(features) @ directions
+        # What the maximum takes away; the norm term stands outside of the published one.
+        place = token[:, None, None]
+        gradients = grad_k.view(len(token), -1, k.shape[-1])
+        top_features = features.view(len(token), -1, features.shape[-1]).gather(
+            1, place.expand(-1, -1, features.shape[-1])
+        )
         total = rows.sum(dim=1, keepdim=True)
-        gradients.scatter_add_(1, token.expand(-1, -1, k.shape[-1]), -total * directions[largest_row.argmax(dim=-1)])
+        gradients.scatter_add_(1, place.expand(-1, -1, k.shape[-1]), -total * directions[top_features.argmax(dim=-1)])
         if not as_published:
-            rows.scatter_add_(1, token, -total)
-        grad_k -= row * scale**2 * k
+            rows.scatter_add_(1, place, -total)
+        grad_k -= rows.view(*k.shape[:-1], 1) * scale**2 * k
         return grad_q, grad_k, grad_v
 
 
