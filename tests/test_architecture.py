@@ -26,6 +26,7 @@ HEIGHTS = {
     "mixers": 2,
     "backbones": 3,
     "measure": 4,
+    "swap": 4,
     "systems": 4,
     "published": 5,
     "convert": 5,

@@ -11,6 +11,7 @@ from vix.attention import (
 )
 from vix.backbones import CCT, CvT, FNet2D, LeViT
 from vix.spec import build
+from vix.swap import swap_attention
 from vix.systems import (
     CCN,
     CCP,
@@ -67,4 +68,5 @@ __all__ = [
     "ViP",
     "ViT",
     "build",
+    "swap_attention",
 ]

@@ -50,6 +50,12 @@ class Attention(nn.Module, ABC):
         super().__init__()
         self.spec = spec
 
+    def approach_softmax(self) -> None:
+        """Sets what the kernel learns so that it starts as near to softmax attention as it can; by default nothing.
+
+        `vix.swap_attention` calls it, where queries, keys and values are trained already.
+        """
+
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps queries (b h n d), keys (b h m d) and values (b h m e) to (b h n e)."""

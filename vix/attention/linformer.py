@@ -42,6 +42,15 @@ class Linformer(Attention):
         for matrix in self.parameters():
             nn.init.uniform_(matrix, -(rank**-0.5), rank**-0.5)
 
+    @torch.no_grad()
+    def approach_softmax(self) -> None:
+        """Makes each key that is left the mean of a run of neighbours; with as many as there are tokens it is exact."""
+        keys, rank = self.project_keys.shape
+        run_of_key = torch.arange(keys) * rank // keys
+        runs = functional.one_hot(run_of_key, rank)
+        for matrix in self.parameters():
+            matrix.copy_(runs / runs.sum(dim=0).clamp(min=1))
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) to (b h n e); keys and values may have one head.
 
