@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import vix
 from tests.nets import images, tiny
-from vix.swap import FusedProjection, attention_layers, tokens_of
+from vix.swap import attention_layers, tokens_of
+from vix.swap.foreign import FusedProjection
 from vix.tokens import Tokens
 
 # Exact with as many landmarks or keys as tokens; Performer comes near with its number of features.
@@ -94,19 +95,24 @@ def test_linformer_with_all_keys_gives_the_logits_of_softmax(name: str) -> None:
 def test_performer_comes_nearer_with_more_features(name: str) -> None:
     x = pictures(name).double()
     errors = []
-    for features in (16, 256, 4096):
+    for features in (16, 2048):
         model = make(name).double()
         with torch.no_grad():
             before = model(x)
             after = vix.swap_attention(model, partial(vix.Performer, features=features))(x)
         errors.append(distance(after, before))
-    # Random features err by one over the root of their number, 16 times less in all; less than that for luck.
-    assert errors[2] < errors[0] / 3
-    assert errors[2] < 0.05
+    # Random features err by one over the root of their number, 11 times less; less than that for luck.
+    assert errors[1] < errors[0] / 3
+    assert errors[1] < 0.1
 
 
-@pytest.mark.parametrize("kernel", vix.KERNELS, ids=lambda kernel: kernel.__name__)
-@pytest.mark.parametrize("name", [*MODELS, *SLOW])
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        *((name, kernel) for name in MODELS for kernel in vix.KERNELS),
+        *(pytest.param(name, vix.Performer, marks=pytest.mark.slow) for name in PUBLISHED),
+    ],
+)
 def test_every_parameter_gets_a_gradient_through_every_kernel(name: str, kernel: type[vix.Attention]) -> None:
     model = vix.swap_attention(make(name), kernel).train()
     logits = model(pictures(name, 2))

@@ -189,7 +189,8 @@ def refusal(name: str, **arguments: Any) -> str:
 
 @refused("image_size", "patch_size", "num_classes", "channels", "dim", "depth", "heads", "dim_head", "mlp_dim")
 def test_what_counts_must_be_a_positive_whole_number(name: str, argument: str) -> None:
-    for value in (0, -1, "64", 2.5):
+    # No classes is timm's word for no classifier.
+    for value in (-1, "64", 2.5) if argument == "num_classes" else (0, -1, "64", 2.5):
         message = refusal(name, **{argument: value})
         assert argument in message
         assert "positive whole number" in message
@@ -295,8 +296,23 @@ def test_reset_classifier_changes_the_head_the_count_and_the_spec(name: str) -> 
     again = vix.build(net.spec).double()
     again.load_state_dict(net.state_dict())
     assert_close(again.eval()(images(net)), net(images(net)))
-    with pytest.raises(ValueError, match="num_classes must be a positive whole number, got 0"):
-        net.reset_classifier(0)
+    with pytest.raises(ValueError, match="num_classes must be a positive whole number, got -1"):
+        net.reset_classifier(-1)
+
+
+@with_every_system
+def test_without_classes_the_vector_comes_out_that_a_classifier_would_see(name: str) -> None:
+    net = tiny(vix.SYSTEMS[name]).eval()
+    seen = net.forward_head(net.forward_features(images(net)), pre_logits=True)
+    assert seen.shape == (2, net.num_features)
+    assert_close(net.get_classifier()(seen), net(images(net)), rtol=0, atol=0)
+    net.reset_classifier(0)
+    assert_close(net(images(net)), seen, rtol=0, atol=0)
+    again = vix.build(net.spec).eval()
+    again.load_state_dict(net.state_dict())
+    assert_close(again(images(net)), seen)
+    net.reset_classifier(4)
+    assert net(images(net)).shape == (2, 4)
 
 
 @with_every_system

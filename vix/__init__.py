@@ -11,7 +11,7 @@ from vix.attention import (
 )
 from vix.backbones import CCT, CvT, FNet2D, LeViT
 from vix.spec import build
-from vix.swap import swap_attention
+from vix.swap import Swapped, swap_attention
 from vix.systems import (
     CCN,
     CCP,
@@ -63,6 +63,7 @@ __all__ = [
     "NystromAttention",
     "Performer",
     "SoftmaxAttention",
+    "Swapped",
     "ViL",
     "ViN",
     "ViP",

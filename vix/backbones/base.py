@@ -11,12 +11,27 @@ from vix.spec import Recorded
 from vix.tokens import Tokens, pair
 
 
+def check_classes(num_classes: int) -> None:
+    """Refuses a number of classes that is neither positive nor 0, which stands for no classifier.
+
+    Raises:
+        ValueError: With the number.
+    """
+    if type(num_classes) is not int or num_classes:
+        check_counts(num_classes=num_classes)
+
+
+def classifier(num_features: int, num_classes: int) -> nn.Module:
+    """Makes a linear classifier, or none for 0 classes."""
+    return nn.Linear(num_features, num_classes) if num_classes else nn.Identity()
+
+
 class Backbone(Recorded, ABC):
     """Maps images (b, channels, height, width) to logits (b, num_classes).
 
     Args:
         image_size: Side of the images in pixels, or (height, width).
-        num_classes: Number of classes.
+        num_classes: Number of classes; 0 leaves the classifier out, so that the pooled vector comes out.
         channels: Channels of the images.
 
     Raises:
@@ -35,7 +50,8 @@ class Backbone(Recorded, ABC):
     def __init__(self, *, image_size: int | tuple[int, int], num_classes: int, channels: int) -> None:
         super().__init__()
         self.image_size = pair(image_size, "image_size")
-        check_counts(num_classes=num_classes, channels=channels)
+        check_classes(num_classes)
+        check_counts(channels=channels)
         self.num_classes, self.channels = num_classes, channels
         self.grad_checkpointing = False
 
@@ -59,8 +75,14 @@ class Backbone(Recorded, ABC):
         """Maps images to what the head pools, as timm has it."""
 
     @abstractmethod
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Pools features and maps them to logits."""
+    def pooled(self, features: Tensor) -> Tensor:
+        """Maps features to the vector (b, num_features) that the classifier sees."""
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Maps what `forward_features` gave to logits, or with `pre_logits` to what the classifier sees, as in timm."""
+        vector = self.pooled(features)
+        logits: Tensor = vector if pre_logits else self.head(vector)
+        return logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images (b, channels, height, width) to logits (b, num_classes).
@@ -74,15 +96,18 @@ class Backbone(Recorded, ABC):
             )
         return self.forward_head(self.forward_features(images))
 
+    def get_classifier(self) -> nn.Module:
+        """Returns the classifier, as timm has it."""
+        return self.head
+
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the classifier by a fresh one, as timm has it.
+        """Replaces the classifier by a fresh one, or with 0 by none, as timm has it.
 
         Raises:
-            ValueError: If the number is not positive.
+            ValueError: If the number is negative.
         """
-        check_counts(num_classes=num_classes)
-        weight = next(self.head.parameters())
-        self.head = nn.Linear(self.num_features, num_classes).to(weight)
+        check_classes(num_classes)
+        self.head = classifier(self.num_features, num_classes).to(next(self.parameters()))
         self.num_classes = self._recorded["num_classes"] = num_classes
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vix.attention import AttentionFactory, SoftmaxAttention
-from vix.backbones.base import Backbone
+from vix.backbones.base import Backbone, classifier
 from vix.backbones.parts import PerStage, check_sides, default_stride, growing, per_stage, to_tokens
 from vix.layers import DropPath, FeedForward, check_counts, check_rates
 from vix.mixers import Mixer, SelfAttention
@@ -253,7 +253,7 @@ class CCT(Backbone):
         )
         self.norm = nn.LayerNorm(dim)
         self.pool = SequencePooling(dim)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = classifier(dim, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -276,7 +276,7 @@ class CCT(Backbone):
                 x = block(x, tokens)
         return x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Maps the tokens (b n c) after the last block to logits (b, num_classes)."""
-        logits: Tensor = self.head(self.pool(self.norm(features)))
-        return logits
+    def pooled(self, features: Tensor) -> Tensor:
+        """Maps the tokens (b n c) after the last block to the vector (b c) that the classifier sees."""
+        vector: Tensor = self.pool(self.norm(features))
+        return vector

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vix.attention import AttentionFactory, AttentionSpec, SoftmaxAttention
-from vix.backbones.base import Backbone
+from vix.backbones.base import Backbone, classifier
 from vix.backbones.parts import (
     ConvNorm,
     PerStage,
@@ -290,7 +290,7 @@ class CvT(Backbone):
             self.stages.append(CvTStage(embedding, out, class_token, layers))
             width = out
         self.norm = nn.LayerNorm(self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes)
+        self.head = classifier(self.num_features, num_classes)
         self.apply(_initialise)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -302,11 +302,10 @@ class CvT(Backbone):
             x, tokens = stage(x, self.grad_checkpointing and torch.is_grad_enabled())
         return x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Maps the tokens (b n c) after the last block to logits (b, num_classes)."""
+    def pooled(self, features: Tensor) -> Tensor:
+        """Maps the tokens (b n c) after the last block to the vector (b c) that the classifier sees."""
         features = self.norm(features)
-        logits: Tensor = self.head(features[:, 0] if self.pool == "cls" else features.mean(dim=1))
-        return logits
+        return features[:, 0] if self.pool == "cls" else features.mean(dim=1)
 
     @torch.no_grad()
     def fuse(self) -> "CvT":

@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vix.backbones.base import Backbone
+from vix.backbones.base import Backbone, classifier
 from vix.layers import FeedForward, widen
 from vix.tokens import Tokens
 
@@ -84,7 +84,7 @@ class FNet2D(Backbone):
             nn.Conv2d(dim // 2, dim, 3, padding=1),
         )
         self.blocks = nn.ModuleList(FourierBlock(dim, mlp_dim, dropout=dropout) for _ in range(depth))
-        self.head = nn.Linear(dim, num_classes)
+        self.head = classifier(dim, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Maps images (b, channels, height, width) to the map (b c y x) after the last block."""
@@ -93,7 +93,6 @@ class FNet2D(Backbone):
             x = block(x, recompute=self.grad_checkpointing and torch.is_grad_enabled())
         return x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Maps the map (b c y x) after the last block to logits (b, num_classes)."""
-        logits: Tensor = self.head(reduce(features, "b c y x -> b c", "mean"))
-        return logits
+    def pooled(self, features: Tensor) -> Tensor:
+        """Maps the map (b c y x) after the last block to the vector (b c) that the classifier sees."""
+        return reduce(features, "b c y x -> b c", "mean")

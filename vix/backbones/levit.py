@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vix.attention import AttentionFactory, AttentionSpec, SoftmaxAttention
-from vix.backbones.base import Backbone
+from vix.backbones.base import Backbone, classifier
 from vix.backbones.parts import (
     BatchNorm,
     ConvNorm,
@@ -322,9 +322,10 @@ class LeViT(Backbone):
                 self.strides.append(mixer.stride)
                 width, tokens = out, strided(tokens, mixer.stride)
         self.norm: nn.Module = BatchNorm(self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head = classifier(self.num_features, num_classes)
+        if isinstance(self.head, nn.Linear):
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Maps images (b, channels, height, width) to the tokens (b n c) after the last block."""
@@ -338,10 +339,10 @@ class LeViT(Backbone):
             tokens = strided(tokens, stride)
         return x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Maps the tokens (b n c) after the last block to logits (b, num_classes)."""
-        logits: Tensor = self.head(self.norm(features.mean(dim=1)))
-        return logits
+    def pooled(self, features: Tensor) -> Tensor:
+        """Maps the tokens (b n c) after the last block to the vector (b c) that the classifier sees."""
+        vector: Tensor = self.norm(features.mean(dim=1))
+        return vector
 
     @torch.no_grad()
     def fuse(self) -> "LeViT":

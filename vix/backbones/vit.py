@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vix.backbones.base import Backbone
+from vix.backbones.base import Backbone, classifier
 from vix.embeddings import EMBEDDINGS, Embedding, default_patch, grid_of
 from vix.layers import DropPath, FeedForward, check_counts, check_rates
 from vix.mixers import Mixer, MixerFactory
@@ -126,7 +126,7 @@ class VisionTransformer(Backbone):
         )
         self.norm = nn.LayerNorm(dim)
         self.norm_tokens = norm == "tokens"
-        self.head = nn.Linear(dim, num_classes)
+        self.head = classifier(dim, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Maps images (b, channels, height, width) to the tokens (b n c) after the last block."""
@@ -145,10 +145,9 @@ class VisionTransformer(Backbone):
                 x = block(x, tokens)
         return x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Maps the tokens (b n c) after the last block to logits (b, num_classes)."""
+    def pooled(self, features: Tensor) -> Tensor:
+        """Maps the tokens (b n c) after the last block to the vector (b c) that the classifier sees."""
         if self.norm_tokens:
             features = self.norm(features)
-        pooled = features[:, 0] if self.pool == "cls" else features.mean(dim=1)
-        logits: Tensor = self.head(pooled if self.norm_tokens else self.norm(pooled))
-        return logits
+        vector = features[:, 0] if self.pool == "cls" else features.mean(dim=1)
+        return vector if self.norm_tokens else self.norm(vector)

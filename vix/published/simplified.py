@@ -160,7 +160,6 @@ class Simplified(Backbone):
             x = stage(x, self.grad_checkpointing and torch.is_grad_enabled())
         return x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Maps the map (b c y x) after the last block to logits (b, num_classes)."""
-        logits: Tensor = self.head(reduce(features, "b c y x -> b c", "mean"))
-        return logits
+    def pooled(self, features: Tensor) -> Tensor:
+        """Maps the map (b c y x) after the last block to the vector (b c) that the classifier sees."""
+        return reduce(features, "b c y x -> b c", "mean")

@@ -113,13 +113,17 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: ImageBatch, batch_index: int) -> Tensor:
         """The loss with label smoothing; nothing here waits for the device."""
         logits = self(batch.images)
-        loss = cross_entropy(logits, batch.labels, self.label_smoothing)
+        loss = self.training_loss(batch, logits)
         self.train_scores.update(loss.detach(), logits.detach(), batch.labels)
         # logging costs time even at the steps that Lightning then leaves out
         if (self.trainer.global_step + 1) % getattr(self.trainer, "log_every_n_steps", 50) == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict({"train/loss_step": loss.detach(), "lr": rate}, on_step=True, on_epoch=False)
         return loss
+
+    def training_loss(self, batch: ImageBatch, logits: Tensor) -> Tensor:
+        """What training makes small."""
+        return cross_entropy(logits, batch.labels, self.label_smoothing)
 
     def on_train_start(self) -> None:
         """Finds the parts of the net that count optimiser steps, such as a Performer that redraws its features."""
