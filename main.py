@@ -11,7 +11,7 @@ TRAINER = {
     "fit": "train a net: --config experiments/vip_rope.yaml [--config experiments/overlays/digits.yaml]",
     "validate": "score the validation split: --ckpt_path <run folder or checkpoint>",
     "test": "score the official test split, once: --ckpt_path <run folder or checkpoint>",
-    "predict": "write predictions for the test split: --ckpt_path <run folder or checkpoint>",
+    "predict": "write predictions for the test split, or for files: [path ...] --ckpt_path <run folder or checkpoint>",
 }
 
 
@@ -28,26 +28,42 @@ def main(arguments: list[str] | None = None) -> int:
     # commands lie in a folder that is listed without importing anything
     others = {module.name.replace("_", "-") for module in pkgutil.iter_modules([str(HERE / "vix" / "commands")])}
     if command in ("-h", "--help"):
-        print(usage(others))
+        print(usage(others - TRAINER.keys()))
         return 0
-    if command in others:
-        code: int = importlib.import_module(f"vix.commands.{command.replace('-', '_')}").main(rest)
-        return code
-    if command in TRAINER:
-        from datamodules import DataError
-        from vix.training.cli import run
+    try:
+        # `predict` is the trainer's where it names no files
+        if command in others and (command not in TRAINER or names_files(rest)):
+            code: int = importlib.import_module(f"vix.commands.{command.replace('-', '_')}").main(rest)
+            return code
+        if command in TRAINER:
+            from vix.training.cli import run
 
-        try:
             defaults = HERE / "experiments" / "defaults.yaml"
             return run([command, *rest], defaults=defaults, program=HERE / "main.py")
-        except DataError as error:
-            print(error, file=sys.stderr)
-            return 1
-    names = [*TRAINER, *sorted(others)]
+    except Exception as error:
+        # imported only now: most commands need no data
+        from datamodules import DataError
+
+        if not isinstance(error, DataError):
+            raise
+        print(error, file=sys.stderr)
+        return 1
+    names = [*TRAINER, *sorted(others - TRAINER.keys())]
     close = get_close_matches(command, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
     print(f"no command {command!r}; {hint}", file=sys.stderr)
     return 2
+
+
+def names_files(arguments: list[str]) -> bool:
+    """Whether a command line after `predict` names files or asks for help; every option takes one value."""
+    rest = iter(arguments)
+    for token in rest:
+        if token in ("-h", "--help") or not token.startswith("-"):
+            return True
+        if "=" not in token:
+            next(rest, None)
+    return False
 
 
 def usage(others: set[str]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vix.layers import full_precision
+from vix.resample import places, places_in_sequence, resample
 from vix.tokens import Tokens
 
 Position = Literal["learned", "rope", "rope_axial", "none"]
@@ -47,6 +48,10 @@ class LearnedPosition(nn.Module):
             )
         return x + self.table
 
+    def take_from(self, other: "LearnedPosition") -> None:
+        """Takes the table of one that was built for other tokens, interpolated."""
+        self.table.copy_(resample(other.table[0], other.tokens, self.tokens)[None])
+
 
 @full_precision
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -67,6 +72,8 @@ class RotaryPosition(nn.Module):
         head_dim: Width of a head.
         axial: Whether y turns the first half of a head and x the second, and class tokens stay unturned. Otherwise the
             position is the index in the sequence, as published: class token 0, the pixels in raster order after it.
+        grid: Rows and columns of the tokens that the net was trained with, onto which all tokens are squeezed; left
+            out, each stands at its own place.
         base: Ratio of the slowest to the fastest wavelength; left out, 10000 (RoFormer) or 100 on two axes (Heo et
             al.).
 
@@ -77,8 +84,17 @@ class RotaryPosition(nn.Module):
     cosine: Tensor
     sine: Tensor
 
-    def __init__(self, tokens: Tokens, head_dim: int, *, axial: bool = False, base: float | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        head_dim: int,
+        *,
+        axial: bool = False,
+        grid: tuple[int, int] | None = None,
+        base: float | None = None,
+    ) -> None:
         super().__init__()
+        self.grid = grid
         if head_dim % (4 if axial else 2):
             name, multiple = ("rope_axial", 4) if axial else ("rope", 2)
             raise ValueError(
@@ -96,9 +112,12 @@ class RotaryPosition(nn.Module):
         steps = torch.arange(0, turning, 2, dtype=torch.float64)
         frequencies = self.base ** (-steps / turning)
         if not self.axial:
-            return torch.arange(tokens.count, dtype=torch.float64).outer(frequencies)
+            return places_in_sequence(tokens, self.grid).outer(frequencies)
         rows, columns = tokens.grid
-        y, x = (torch.arange(side, dtype=torch.float64).outer(frequencies) for side in (rows, columns))
+        y, x = (
+            places(side, trained).outer(frequencies)
+            for side, trained in zip(tokens.grid, self.grid or tokens.grid, strict=True)
+        )
         grid = torch.cat([y[:, None].expand(-1, columns, -1), x[None].expand(rows, -1, -1)], dim=-1).flatten(0, 1)
         return torch.cat([grid.new_zeros(tokens.prefix, grid.shape[-1]), grid])
 

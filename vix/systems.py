@@ -17,6 +17,7 @@ from vix.backbones import CCT, Backbone, CvT, LeViT, VisionTransformer
 from vix.layers import check_counts, check_rates
 from vix.mixers import FourierMixing, MLPMixing, SelfAttention
 from vix.positions import Position
+from vix.tokens import pair
 
 
 class ViT(VisionTransformer):
@@ -28,6 +29,8 @@ class ViT(VisionTransformer):
         dim_head: Width of a head; `heads * dim_head` need not be `dim`.
         position: `learned` adds a table to the tokens; `rope` turns queries and keys along the sequence and
             `rope_axial` along both axes; `none` tells nothing.
+        position_grid: Rows and columns of the tokens that rotations were trained with, onto which those of a finer
+            grid are squeezed; left out, those of each image.
         qkv_bias: Whether the projections of queries, keys and values have a bias.
         one_kv_head: Whether a single head of keys and values serves all queries.
         share_kv: Whether values are the keys, from one projection.
@@ -45,6 +48,7 @@ class ViT(VisionTransformer):
         heads: int = 4,
         dim_head: int = 32,
         position: Position = "learned",
+        position_grid: tuple[int, int] | None = None,
         qkv_bias: bool = False,
         one_kv_head: bool = False,
         share_kv: bool = False,
@@ -56,6 +60,7 @@ class ViT(VisionTransformer):
             raise ValueError(f"position must be one of learned, rope, rope_axial, none, got {position!r}")
         if proj_dropout is not None:
             check_rates(proj_dropout=proj_dropout)
+        grid = None if position_grid is None else pair(position_grid, "position_grid")
         rotary = position if position == "rope" or position == "rope_axial" else None
         mixer = partial(
             SelfAttention,
@@ -63,6 +68,7 @@ class ViT(VisionTransformer):
             dim_head=dim_head,
             attention=attention,
             rotary=rotary,
+            position_grid=grid,
             qkv_bias=qkv_bias,
             one_kv_head=one_kv_head,
             share_kv=share_kv,
@@ -70,6 +76,8 @@ class ViT(VisionTransformer):
         )
         added: Literal["learned", "none"] = "learned" if position == "learned" else "none"
         super().__init__(mixer=mixer, position=added, dropout=dropout, **vit)
+        if rotary:
+            self.pinned["position_grid"] = grid or self.tokens.grid
 
 
 class ViL(ViT):
@@ -170,6 +178,7 @@ class MLPMixer(VisionTransformer):
             check_counts(token_dim=token_dim)
         mixer = partial(MLPMixing, hidden=token_dim, dropout=dropout)
         super().__init__(mixer=mixer, pool=pool, position=position, dropout=dropout, norm="tokens", **vit)
+        self.pinned["token_dim"] = token_dim or self.tokens.count
 
 
 class HybridViT(ViT):

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from tests import reference
 from vix.mixers import FourierMixing
-from vix.mixers.fourier import RealTransform
+from vix.mixers.fourier import RealTransform, transform_by_products
 from vix.tokens import Tokens
 
 
@@ -55,3 +55,37 @@ def test_backward_keeps_nothing_and_can_be_differentiated_again() -> None:
     assert not packed
     assert torch.autograd.gradcheck(RealTransform.apply, (x,))
     assert torch.autograd.gradgradcheck(RealTransform.apply, (x,))
+
+
+@pytest.mark.parametrize("shape", [(3, 13, 6), (2, 1, 5), (2, 7, 1), (1, 65, 48), (2, 5, 4, 3)], ids=str)
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-14), (torch.float32, 2e-6)], ids=str)
+def test_products_with_waves_are_the_transform(shape: tuple[int, ...], dtype: torch.dtype, allowed: float) -> None:
+    torch.manual_seed(0)
+    x, dims = torch.randn(shape, dtype=torch.float64), tuple(range(1, len(shape)))
+    expected = torch.fft.fftn(x, dim=dims).real
+    error = (transform_by_products(x.to(dtype), dims) - expected).abs().max() / expected.abs().max()
+    # Half a dozen roundings of the largest value.
+    assert error < allowed
+
+
+class Alone(torch.nn.Module):
+    """A mixer for fifteen tokens of width four, as an exporter takes it: tensors in, tensors out."""
+
+    tokens = Tokens((3, 5))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = FourierMixing(4, self.tokens)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mixer(x, self.tokens)
+
+
+@pytest.mark.slow
+def test_an_exported_mixer_has_products_and_no_transform() -> None:
+    mixer, batch = Alone(), torch.export.Dim("batch")
+    exported = torch.export.export(mixer, (torch.randn(2, 15, 4),), dynamic_shapes=({0: batch},))
+    assert "fft" not in str(exported.graph)
+    for count in (1, 2, 7):
+        x = torch.randn(count, 15, 4)
+        assert_close(exported.module()(x), mixer(x))

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from vix.attention.base import Attention, AttentionSpec
 from vix.layers import check_counts, check_rates
+from vix.resample import resample_sum
 
 
 class Linformer(Attention):
@@ -70,3 +71,8 @@ class Linformer(Attention):
             short_k, short_v = (short.expand(-1, q.shape[1], -1, -1) for short in (short_k, short_v))
         dropout = self.dropout if self.training else 0.0
         return functional.scaled_dot_product_attention(q, short_k, short_v, dropout_p=dropout)
+
+    def take_from(self, other: "Linformer") -> None:
+        """Takes the projections of one that was built for other keys, interpolated."""
+        for ours, theirs in zip(self.parameters(), other.parameters(), strict=True):
+            ours.copy_(resample_sum(theirs, other.spec.keys, self.spec.keys))

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from vix.layers import check_counts
@@ -46,6 +47,8 @@ class Backbone(Recorded, ABC):
     """Width of the vector that the classifier sees."""
     head: nn.Module
     """The classifier."""
+    pinned: dict[str, Any]
+    """Arguments that left out depend on the image's size, with the values that they took; see `resized`."""
 
     def __init__(self, *, image_size: int | tuple[int, int], num_classes: int, channels: int) -> None:
         super().__init__()
@@ -54,6 +57,7 @@ class Backbone(Recorded, ABC):
         check_counts(channels=channels)
         self.num_classes, self.channels = num_classes, channels
         self.grad_checkpointing = False
+        self.pinned = {}
 
     @classmethod
     def preset(cls, name: str, **arguments: Any) -> Self:
@@ -109,6 +113,40 @@ class Backbone(Recorded, ABC):
         check_classes(num_classes)
         self.head = classifier(self.num_features, num_classes).to(next(self.parameters()))
         self.num_classes = self._recorded["num_classes"] = num_classes
+
+    @torch.no_grad()
+    def resized(self, image_size: int | tuple[int, int]) -> Self:
+        """Makes the same net for images of another size, with its weights.
+
+        A token has as many pixels as before, so there are others. What belongs to their places is interpolated:
+        learned positions, biases of distances, Linformer's projections, the networks of MLP-Mixer; rotations and sines
+        are squeezed onto the grid that they were trained with.
+
+        Args:
+            image_size: Side of the images in pixels, or (height, width).
+
+        Raises:
+            ValueError: If the net cannot be built for this size, or a part of it cannot be carried over.
+        """
+        # the fresh weights are overwritten, so they need not disturb the caller's generator
+        with torch.random.fork_rng(devices=[]):
+            made = type(self)(**{**self._recorded, **self.pinned, "image_size": pair(image_size, "image_size")})
+        made.to(next(self.parameters()))
+        moved = [name for name, part in made.named_modules() if hasattr(part, "take_from")]
+        inside = tuple(f"{name}." for name in moved)
+        own = made.state_dict()
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith(inside)}
+        for name, value in state.items():
+            if name not in own or own[name].shape != value.shape:
+                raise ValueError(
+                    f"{name} {tuple(value.shape)} belongs to {self.tokens} and has no way to {made.tokens}"
+                )
+        made.load_state_dict(state, strict=False)
+        for name in moved:
+            part: Any = made.get_submodule(name)
+            part.take_from(self.get_submodule(name))
+        made.set_grad_checkpointing(self.grad_checkpointing)
+        return made.train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keeps only the input of each block for backward and computes the rest again, as timm has it."""

@@ -20,7 +20,8 @@ from vix.backbones.parts import PerStage, check_sides, default_stride, growing, 
 from vix.layers import DropPath, FeedForward, check_counts, check_rates
 from vix.mixers import Mixer, SelfAttention
 from vix.positions import LearnedPosition
-from vix.tokens import Tokens
+from vix.resample import places_in_sequence
+from vix.tokens import Tokens, pair
 
 CCTPosition = Literal["learned", "sine", "rope", "rope_axial", "none"]
 """How the net knows where its tokens stand."""
@@ -82,26 +83,26 @@ class SinePosition(nn.Module):
     Args:
         tokens: The tokens that it is prepared for; others are served too.
         dim: Width of a token.
+        grid: Rows and columns of the tokens that the net was trained with; left out, those of each image.
     """
 
     table: Tensor
 
-    def __init__(self, tokens: Tokens, dim: int) -> None:
+    def __init__(self, tokens: Tokens, dim: int, *, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.dim = dim
-        self.register_buffer("table", self.waves(tokens.count), persistent=False)
+        self.tokens, self.dim, self.grid = tokens, dim, grid
+        self.register_buffer("table", self.waves(tokens), persistent=False)
 
-    def waves(self, count: int) -> Tensor:
+    def waves(self, tokens: Tokens) -> Tensor:
         """Returns the table (n c)."""
         channel = torch.arange(self.dim, dtype=torch.float64)
         frequencies = 10000 ** (-2 * (channel // 2) / self.dim)
-        angles = torch.arange(count, dtype=torch.float64).outer(frequencies)
+        angles = places_in_sequence(tokens, self.grid).outer(frequencies)
         return torch.where(channel % 2 == 0, angles.sin(), angles.cos()).float()
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c)."""
-        table = self.table if tokens.count == self.table.shape[0] else self.waves(tokens.count).to(self.table)
-        return x + table
+        return x + (self.waves(tokens).to(self.table) if tokens.differs(self.tokens) else self.table)
 
 
 class CCTBlock(nn.Module):
@@ -180,6 +181,8 @@ class CCT(Backbone):
         pool_stride: Stride of the pooling after each convolution; 1 as published, 2 in the paper.
         position: `learned` or `sine` adds a table to the tokens; `rope` turns queries and keys along the sequence and
             `rope_axial` along both axes; `none` tells nothing.
+        position_grid: Rows and columns of the tokens that `sine` and rotations were trained with; left out, those of
+            each image.
         qkv_bias: Whether the projections of queries, keys and values have a bias.
         channels: Channels of the images.
         dropout: Probability of dropping a value of the attention's output and in the feed-forward networks.
@@ -209,6 +212,7 @@ class CCT(Backbone):
         stride: PerStage | None = None,
         pool_stride: int = 1,
         position: CCTPosition = "learned",
+        position_grid: tuple[int, int] | None = None,
         qkv_bias: bool = False,
         channels: int = 3,
         dropout: float = 0.0,
@@ -223,6 +227,7 @@ class CCT(Backbone):
             raise ValueError(f"kernel must be odd, got {kernel}")
         if position not in get_args(CCTPosition):
             raise ValueError(f"position must be one of {', '.join(get_args(CCTPosition))}, got {position!r}")
+        grid = None if position_grid is None else pair(position_grid, "position_grid")
         if stride is None:
             stride = spread(max(1, default_stride(self.image_size) // pool_stride**3), 3)
         strides = per_stage(stride, 3 if isinstance(stride, int) else len(stride), "stride")
@@ -230,13 +235,15 @@ class CCT(Backbone):
             raise ValueError(f"stride {max(strides)} skips pixels of a {kernel}x{kernel} kernel: give a larger kernel")
         self.tokenizer = Tokenizer(channels, dim, kernel=kernel, strides=strides, pool_stride=pool_stride)
         self.tokens = Tokens((self.tokenizer.grid(self.image_size[0]), self.tokenizer.grid(self.image_size[1])))
-        self.num_features = dim
+        self.num_features, self.pinned = dim, {"stride": strides}
+        if position in ("sine", "rope", "rope_axial"):
+            self.pinned["position_grid"] = grid or self.tokens.grid
         self.position: LearnedPosition | SinePosition | None = None
         if position == "learned":
             self.position = LearnedPosition(self.tokens, dim)
             nn.init.trunc_normal_(self.position.table, std=0.2)
         elif position == "sine":
-            self.position = SinePosition(self.tokens, dim)
+            self.position = SinePosition(self.tokens, dim, grid=grid)
         self.dropout = nn.Dropout(emb_dropout)
         mixer = partial(
             SelfAttention,
@@ -244,6 +251,7 @@ class CCT(Backbone):
             dim_head=dim_head,
             attention=attention,
             rotary=position if position == "rope" or position == "rope_axial" else None,
+            position_grid=grid,
             qkv_bias=qkv_bias,
             dropout=dropout,
         )

@@ -263,7 +263,7 @@ class CvT(Backbone):
         if stride is None:
             stride = (default_stride(self.image_size), *[2] * (len(dims) - 1))
         strides = per_stage(stride, len(dims), "stride")
-        self.num_features, self.pool = dims[-1], pool
+        self.num_features, self.pool, self.pinned = dims[-1], pool, {"stride": strides}
         rates = iter(growing(drop_path, sum(depths)))
         self.stages = nn.ModuleList()
         width, grid = channels, self.image_size

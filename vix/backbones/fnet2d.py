@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vix.backbones.base import Backbone, classifier
 from vix.layers import FeedForward, widen
+from vix.mixers.fourier import transform_by_products
 from vix.tokens import Tokens
 
 
@@ -35,7 +36,10 @@ class FourierBlock(nn.Module):
     def mix(self, x: Tensor) -> Tensor:
         """Maps (b c y x) to the normalised real part of its transform, as (b y x c)."""
         with torch.autocast(x.device.type, enabled=False):
-            mixed = torch.fft.fftn(widen(x), dim=(1, 2, 3)).real
+            if torch.compiler.is_exporting():
+                mixed = transform_by_products(widen(x), (1, 2, 3))
+            else:
+                mixed = torch.fft.fftn(widen(x), dim=(1, 2, 3)).real
         mixed = mixed if x.dtype == torch.float16 else mixed.to(x.dtype)
         return rearrange(self.norm(mixed), "b c y x -> b y x c")
 

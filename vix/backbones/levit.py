@@ -34,6 +34,7 @@ from vix.backbones.parts import (
     to_tokens,
 )
 from vix.layers import DropPath, check_counts, check_rates
+from vix.resample import resample_distances
 from vix.tokens import Tokens
 
 AttentionPosition = Literal["bias", "values", "none"]
@@ -77,6 +78,10 @@ class OffsetBias(Fusable):
         every = self.stride
         windows = windows[:, (rows - 1) % every :: every, (columns - 1) % every :: every].flip(1, 2)
         return rearrange(windows, "h y x i j -> h (y x) (i j)")
+
+    def take_from(self, other: "OffsetBias") -> None:
+        """Takes the table of one that was built for other keys, interpolated."""
+        self.table.copy_(resample_distances(other.table, other.tokens, self.tokens))
 
     @torch.no_grad()
     def fused(self) -> nn.Module:
@@ -296,6 +301,7 @@ class LeViT(Backbone):
             raise ValueError(f"the first dim must be a multiple of {multiple} (the stem halves it), got {dims[0]}")
         if min(dims) < dim_head:
             raise ValueError(f"dim_head must be at most the smallest dim, {min(dims)}, got {dim_head}")
+        self.pinned = {"stem_stride": stride}
         self.stem, self.num_features = _stem(channels, dims[0], stride), dims[-1]
         self.tokens = tokens = strided(Tokens(self.image_size), stride)
         rates = iter(growing(drop_path, sum(depths) + len(dims) - 1))

@@ -114,7 +114,7 @@ class VisionTransformer(Backbone):
             raise ValueError("pool='cls' needs a class token: leave class_token out or take pool='mean'")
         patch = default_patch(self.image_size) if patch_size is None else pair(patch_size, "patch_size")
         self.tokens = Tokens(grid_of(self.image_size, patch), prefix=int(class_token))
-        self.pool, self.num_features = pool, dim
+        self.pool, self.num_features, self.pinned = pool, dim, {"patch_size": patch}
         self.embedding = EMBEDDINGS[embedding](channels, dim, patch)
         self.class_token = nn.Parameter(torch.randn(1, 1, dim)) if class_token else None
         self.position = LearnedPosition(self.tokens, dim) if position == "learned" else None

@@ -4,6 +4,8 @@ Source: Lee-Thorp et al., "FNet: Mixing Tokens with Fourier Transforms", NAACL 2
 Cost: O(n c log(n c)) time and no memory of its own.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +29,35 @@ def real_transform(x: Tensor) -> Tensor:
     out[..., :1, half.shape[-1] :] = mirrored[..., :1, :].flip(-1)
     out[..., 1:, half.shape[-1] :] = mirrored[..., 1:, :].flip((-2, -1))
     return out
+
+
+def waves(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns cos and sin of -2 pi j k / n (n n), each exact to a rounding: j k is first taken modulo n."""
+    steps = torch.arange(n, device=like.device)
+    turns = steps.outer(steps) % n
+    angles = [-2 * math.pi * step / n for step in range(n)]
+    cosine, sine = (
+        torch.tensor([wave(angle) for angle in angles], dtype=like.dtype, device=like.device)[turns]
+        for wave in (math.cos, math.sin)
+    )
+    return cosine, sine
+
+
+def transform_by_products(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Returns the real part of the unnormalised DFT over some axes by products with matrices of waves.
+
+    Costs more than an FFT and is for exported nets: products run everywhere, transforms do not.
+    """
+    real, imaginary = x, None
+    for dim in dims:
+        cosine, sine = waves(x.shape[dim], x)
+        turned = real.transpose(dim, -1)
+        real, wave = turned @ cosine, turned @ sine
+        if imaginary is not None:
+            turned = imaginary.transpose(dim, -1)
+            real, wave = real - turned @ sine, wave + turned @ cosine
+        real, imaginary = real.transpose(dim, -1), wave.transpose(dim, -1)
+    return real
 
 
 class RealTransform(torch.autograd.Function):
@@ -60,5 +91,8 @@ class FourierMixing(Mixer):
         """Maps (b n c) to (b n c)."""
         with torch.autocast(x.device.type, enabled=False):
             wide = widen(x)
-            mixed = torch.fft.fft2(wide).real if torch.compiler.is_compiling() else RealTransform.apply(wide)
+            if torch.compiler.is_exporting():
+                mixed = transform_by_products(wide, (-1, -2))
+            else:
+                mixed = torch.fft.fft2(wide).real if torch.compiler.is_compiling() else RealTransform.apply(wide)
         return mixed if x.dtype == torch.float16 else mixed.to(x.dtype)

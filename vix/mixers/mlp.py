@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vix.layers import FeedForward, check_counts
 from vix.mixers.base import Mixer
+from vix.resample import resample, resample_sum
 from vix.tokens import Tokens
 
 
@@ -42,3 +43,11 @@ class MLPMixing(Mixer):
             raise ValueError(f"MLP mixing was built for {self.tokens}, got {tokens}: its weights have no other length")
         mixed: Tensor = self.network(x.mT)
         return mixed.mT
+
+    def take_from(self, other: "MLPMixing") -> None:
+        """Takes the network of one that was built for other tokens, interpolated on both sides."""
+        ours, theirs, old, new = self.network, other.network, other.tokens, self.tokens
+        ours.expand.weight.copy_(resample_sum(theirs.expand.weight.mT, old, new).mT)
+        ours.expand.bias.copy_(theirs.expand.bias)
+        ours.contract.weight.copy_(resample(theirs.contract.weight, old, new))
+        ours.contract.bias.copy_(resample(theirs.contract.bias[:, None], old, new)[:, 0])

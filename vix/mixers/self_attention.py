@@ -25,6 +25,7 @@ class SelfAttention(Mixer):
         dim_head: Width of a head; `heads * dim_head` need not be `dim`.
         attention: Makes the kernel.
         rotary: Rotation of queries and keys: `rope` along the sequence, `rope_axial` along both axes, None for none.
+        position_grid: Rows and columns of the tokens that rotations were trained with; left out, those of each image.
         qkv_bias: Whether the projections of queries, keys and values have a bias.
         one_kv_head: Whether a single head of keys and values serves all queries.
         share_kv: Whether values are the keys (before rotation), from one projection.
@@ -43,6 +44,7 @@ class SelfAttention(Mixer):
         dim_head: int = 32,
         attention: AttentionFactory = SoftmaxAttention,
         rotary: Literal["rope", "rope_axial"] | None = None,
+        position_grid: tuple[int, int] | None = None,
         qkv_bias: bool = False,
         one_kv_head: bool = False,
         share_kv: bool = False,
@@ -55,7 +57,8 @@ class SelfAttention(Mixer):
         kv_heads = 1 if one_kv_head else heads
         self.split = [count * dim_head for count in (heads, kv_heads, kv_heads)[: 2 if share_kv else 3]]
         self.project = nn.Linear(dim, sum(self.split), bias=qkv_bias)
-        self.rotary = RotaryPosition(tokens, dim_head, axial=rotary == "rope_axial") if rotary else None
+        axial = rotary == "rope_axial"
+        self.rotary = RotaryPosition(tokens, dim_head, axial=axial, grid=position_grid) if rotary else None
         self.attention = attention(AttentionSpec(heads, dim_head, tokens, tokens))
         self.output = nn.Linear(heads * dim_head, dim)
         self.dropout = nn.Dropout(dropout)

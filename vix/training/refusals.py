@@ -3,8 +3,10 @@
 import inspect
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from vix.spec import describe
 from vix.training.checkpoint import Checkpoint
 from vix.training.console import say
 from vix.training.errors import UsageError, first_line
@@ -120,7 +122,14 @@ def _defaults(class_path: str) -> dict[str, Any]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values mean the same: 8 and (8, 8), lists and tuples, 1 and 1.0."""
+    """Whether two values mean the same: 8 and (8, 8), lists and tuples, 1 and 1.0, a class and its spec."""
+    one, other = (describe(value) if isinstance(value, type | partial) else value for value in (one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping) and "class_path" in one:
+        if one["class_path"] != other.get("class_path"):
+            return False
+        defaults = _defaults(one["class_path"])
+        left, right = ({**defaults, **(value.get("init_args") or {})} for value in (one, other))
+        return left.keys() == right.keys() and all(_same(left[name], right[name]) for name in left)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, list | tuple) and isinstance(other, int) and not isinstance(other, bool):

@@ -1,0 +1,173 @@
+"""A net at another resolution: what belongs to places is carried over, everything else is as it was."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.testing import assert_close
+
+import vix
+from tests.nets import images, tiny
+from vix.resample import places, resample, resample_distances, resample_sum
+from vix.spec import parameters_of
+from vix.tokens import Tokens
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in vix.SYSTEMS} | {
+    f"{name} {position}": (name, {"position": position})
+    for name, position in [
+        ("ViT", "rope"),
+        ("ViP", "rope_axial"),
+        ("CCT", "sine"),
+        ("CCT", "rope"),
+        ("CCT", "rope_axial"),
+        ("MLPMixer", "learned"),
+    ]
+}
+with_every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS.values(), ids=VARIANTS)
+
+
+def seeded(name: str, options: dict[str, Any]) -> vix.backbones.Backbone:
+    return tiny(vix.SYSTEMS[name], image_size=(16, 12), **options).eval()
+
+
+@with_every_variant
+@torch.no_grad()
+def test_the_same_size_gives_the_same_logits(name: str, options: dict[str, Any]) -> None:
+    net = seeded(name, options)
+    again = net.resized((16, 12))
+    assert again is not net
+    assert_close(again(images(net)), net(images(net)), rtol=0, atol=0)
+
+
+@with_every_variant
+@torch.no_grad()
+def test_another_size_has_the_same_tokens_in_pixels_and_can_be_built_again(name: str, options: dict[str, Any]) -> None:
+    net = seeded(name, options)
+    state = torch.get_rng_state()
+    large = net.resized((32, 24))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert large.image_size == (32, 24)
+    assert large.tokens.grid == tuple(2 * side for side in net.tokens.grid)
+    assert not large.training
+    batch = images(large)
+    assert large(batch).isfinite().all()
+    again = vix.build(large.spec).eval()
+    again.load_state_dict(large.state_dict())
+    assert_close(again(batch), large(batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in vix.SYSTEMS if "patch_size" in parameters_of(vix.SYSTEMS[name])])
+def test_a_default_patch_stays_what_it_was(name: str) -> None:
+    net = tiny(vix.SYSTEMS[name], image_size=32)
+    assert net.resized(64).tokens.grid == (64, 64)
+
+
+def smooth(count: int) -> Tensor:
+    """A slow wave over a grid of `count` by `count` tokens, and its fellow, sampled at the tokens' centres."""
+    y, x = torch.meshgrid(*[(torch.arange(count, dtype=torch.float64) + 0.5) / count] * 2, indexing="ij")
+    return torch.stack([(2 * y + x).sin(), (y - 3 * x).cos()], dim=-1).flatten(0, 1)
+
+
+def test_a_smooth_table_is_the_same_wave_on_a_finer_grid() -> None:
+    old, new = Tokens((8, 8), 1), Tokens((16, 16), 1)
+    extra = torch.tensor([[7.0, -7.0]], dtype=torch.float64)
+    table = resample(torch.cat([extra, smooth(8)]), old, new)
+    assert_close(table[:1], extra)
+    error = (table[1:] - smooth(16)).abs().unflatten(0, (16, 16))
+    # Bicubic is exact to second order inside; beyond the border it has nothing to read.
+    assert error[4:12, 4:12].max() < 0.005
+    assert error.max() < 0.1
+
+
+def test_sums_stay_what_they_were_and_the_class_token_keeps_its_weight() -> None:
+    old, new = Tokens((8, 8), 1), Tokens((16, 16), 1)
+    weights = torch.cat([torch.full((1, 2), 3.0, dtype=torch.float64), smooth(8)])
+    weights[1:, 0] = 5.0
+    finer = resample_sum(weights, old, new)
+    assert_close(finer[:1], weights[:1])
+    assert_close(finer[1:, 0].sum(), weights[1:, 0].sum())
+    # A wave loses a little at the border.
+    assert abs(finer[1:, 1].sum() - weights[1:, 1].sum()) < 0.1
+
+
+def test_distances_are_measured_in_the_tokens_of_training() -> None:
+    old, new = Tokens((4, 6)), Tokens((8, 12))
+    y, x = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
+    finer = resample_distances((10 * y + x).reshape(1, -1), old, new).reshape(8, 12)
+    assert_close(finer[:7, :11], (10 * torch.arange(7) / 2)[:, None] + torch.arange(11) / 2)
+    # Beyond the largest distance of training it stays what it was there.
+    assert finer[7, 0] == 30
+    coarser = resample_distances((10 * y + x).reshape(1, -1), old, Tokens((2, 3)))
+    assert_close(coarser, torch.tensor([[0.0, 2, 4, 20, 22, 24]]))
+
+
+def test_places_are_centres() -> None:
+    assert places(8, 8).tolist() == list(range(8))
+    assert places(4, 2).tolist() == [-0.25, 0.25, 0.75, 1.25]
+
+
+@torch.no_grad()
+def test_what_cannot_be_carried_over_is_an_error() -> None:
+    with pytest.raises(ValueError, match="patch_size 4x4 does not divide image_size 18x18"):
+        tiny(vix.ViT, patch_size=4).resized(18)
+
+    class Fixed(vix.Attention):
+        def __init__(self, spec: vix.AttentionSpec) -> None:
+            super().__init__(spec)
+            self.weight = torch.nn.Parameter(torch.zeros(spec.keys.count))
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return v
+
+    with pytest.raises(ValueError, match=r"attention\.weight \(257,\) belongs to 257 tokens .* no way to 1025 tokens"):
+        tiny(vix.ViT, attention=Fixed).resized(32)
+
+
+# Nets whose tokens are pixels, and an accuracy that they keep: convolutions see other things in an upscaled image, and
+# Fourier mixing has another spectrum, so those are no subject here (docs/use_elsewhere.md has all of them).
+KEPT = {
+    "ViT learned": (vix.ViT, {}),
+    "ViL learned": (vix.ViL, {"rank": 16}),
+    "ViP rope_axial": (vix.ViP, {"position": "rope_axial"}),
+    "MLPMixer": (vix.MLPMixer, {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("system", "options"), KEPT.values(), ids=KEPT)
+def test_a_trained_net_keeps_its_accuracy_on_the_same_images_upscaled(
+    system: type[vix.backbones.Backbone], options: dict[str, Any]
+) -> None:
+    from datamodules import Digits
+
+    data = Digits(batch_size=64)
+    data.setup()
+    torch.manual_seed(0)
+    sizes = {"dim": 32, "depth": 2, "heads": 2, "dim_head": 16, "mlp_dim": 64, "patch_size": 1}
+    sizes = {name: value for name, value in sizes.items() if name in parameters_of(system)}
+    net = system(image_size=8, channels=1, num_classes=10, **sizes, **options)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    for _ in range(12):
+        for batch in data.train_dataloader():
+            loss = functional.cross_entropy(net(data.transform(batch, train=False).images), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    net.eval()
+
+    def accuracy(of: vix.backbones.Backbone) -> float:
+        right = total = 0
+        with torch.no_grad():
+            for batch in data.test_dataloader():
+                pixels = data.transform(batch, train=False).images
+                if of.image_size != (8, 8):
+                    pixels = functional.interpolate(pixels, of.image_size, mode="bilinear", antialias=True)
+                right += int((of(pixels).argmax(-1) == batch.labels).sum())
+                total += len(batch.labels)
+        return right / total
+
+    native, large = accuracy(net), accuracy(net.resized(16))
+    assert native > 0.85
+    assert large > native - 0.05

@@ -1,0 +1,66 @@
+"""What belongs to places, carried over to another grid of places: a trained net at another resolution.
+
+Shapes: n tokens, c values a token, y x the grid.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional
+
+from vix.tokens import Tokens
+
+
+def resample(values: Tensor, old: Tokens, new: Tokens) -> Tensor:
+    """Maps values of each token (n c) from one grid to another, bicubic with antialiasing; class tokens keep theirs.
+
+    Raises:
+        ValueError: If the grids have another number of class tokens.
+    """
+    if old.prefix != new.prefix:
+        raise ValueError(f"{old} and {new} have another number of class tokens")
+    if old.grid == new.grid:
+        return values
+    prefix, places = values.split([old.prefix, old.count - old.prefix])
+    grid = rearrange(places, "(y x) c -> 1 c y x", y=old.grid[0])
+    grid = functional.interpolate(grid, new.grid, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([prefix, rearrange(grid, "1 c y x -> (y x) c")])
+
+
+def resample_sum(weights: Tensor, old: Tokens, new: Tokens) -> Tensor:
+    """As `resample` for weights (n c) of a sum over tokens: on a finer grid each of more tokens counts less."""
+    share = torch.ones(new.count, 1, dtype=weights.dtype, device=weights.device)
+    share[new.prefix :] = (old.count - old.prefix) / (new.count - new.prefix)
+    return resample(weights, old, new) * share
+
+
+def resample_distances(table: Tensor, old: Tokens, new: Tokens) -> Tensor:
+    """Maps one value a distance (h (y x)), in whole tokens, to the distances of another grid, linear between two."""
+    values = rearrange(table, "h (y x) -> h y x", y=old.grid[0])
+    down, right = (_between(before, after).to(table) for before, after in zip(old.grid, new.grid, strict=True))
+    return rearrange(down @ values @ right.mT, "h y x -> h (y x)")
+
+
+def _between(old: int, new: int) -> Tensor:
+    """Returns the matrix (new old) that reads a row of values at every `old / new`-th place, from the first on."""
+    places = (torch.arange(new, dtype=torch.float64) * old / new).clamp(max=old - 1)
+    return (1 - (places[:, None] - torch.arange(old)).abs()).clamp(min=0)
+
+
+def places(side: int, trained: int) -> Tensor:
+    """Returns where the tokens of a side (n) stand, in float64, in units of the tokens that it was trained with."""
+    return (torch.arange(side, dtype=torch.float64) + 0.5) * (trained / side) - 0.5
+
+
+def places_in_sequence(tokens: Tokens, trained: tuple[int, int] | None) -> Tensor:
+    """Returns where tokens stand in the sequence (n), in float64.
+
+    Args:
+        tokens: The tokens.
+        trained: Rows and columns of the grid whose sequence is meant; None for their own.
+    """
+    if trained is None or trained == tokens.grid:
+        return torch.arange(tokens.count, dtype=torch.float64)
+    rows, columns = (places(side, before) for side, before in zip(tokens.grid, trained, strict=True))
+    grid = (rows[:, None] * trained[1] + columns).flatten() + tokens.prefix
+    return torch.cat([torch.arange(tokens.prefix, dtype=torch.float64), grid])
