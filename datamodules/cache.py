@@ -17,12 +17,14 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from datamodules.download import new_folder
 from datamodules.errors import DataError
 from datamodules.samples import Samples
 
 # of the format: a change to what is written or to how images are decoded gives every cache a new name
 VERSION = 1
 CHUNK = 256
+ARRAYS = ("images", "labels", "positions")
 
 
 def fingerprint(files: Iterable[tuple[str, os.stat_result]], **facts: Any) -> str:
@@ -75,22 +77,38 @@ class MappedSamples(Samples):
 def memory_map(source: Samples, cache: Path, name: str) -> Samples:
     """`source` decoded into `<cache>/<name>-<fingerprint>/`, or that folder as it is where it is there already.
 
-    The folder appears whole, by one rename; older ones of this name go.
+    The folder appears whole, by one rename; older ones of this name go. One that was damaged later is written anew.
     """
     folder = cache / f"{name}-{source.fingerprint[:16]}"
+    if folder.exists() and not _is_whole(folder, source):
+        rank_zero_info(f"{folder} is damaged")
+        shutil.rmtree(folder, ignore_errors=True)
     if not folder.is_dir():
-        _write(source, cache, folder)
+        with new_folder(cache, "Choose another folder: cache."):
+            _write(source, cache, folder)
         for other in cache.glob(f"{name}-{'[0-9a-f]' * 16}"):
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
     return MappedSamples(folder, source)
 
 
+def _is_whole(folder: Path, source: Samples) -> bool:
+    """Whether a folder is what `_write` leaves, by its sizes; its images are not read."""
+    try:
+        about = json.loads((folder / "fingerprint.json").read_text(encoding="utf-8"))
+        images, labels, positions = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
+        alike = about == {"fingerprint": source.fingerprint, "version": VERSION}
+        shapes = images.shape == (len(labels), *source.shape) and labels.shape == positions.shape == (len(labels),)
+        return alike and shapes and images.dtype == np.uint8 and labels.dtype == positions.dtype == np.int64
+    # what is missing, cut off or overwritten can make NumPy raise nearly anything
+    except Exception:
+        return False
+
+
 def _write(source: Samples, cache: Path, folder: Path) -> None:
     rank_zero_info(f"decoding {len(source):,} images into {folder} (once)")
     needed = len(source) * math.prod(source.shape)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         # a full disk under a memory map would kill the process, not raise
         if (free := shutil.disk_usage(cache).free) < needed:
             raise DataError(

@@ -1,13 +1,18 @@
 """Archives from the network: checked before they get their name, and read without being unpacked."""
 
+import gzip
 import hashlib
 import http.client
+import io
 import os
+import stat
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -67,8 +72,38 @@ def download(address: str, target: Path, checksum: str, max_bytes: int) -> None:
         raise ValueError(f"an address must begin with http:// or https://, got {address!r}")
     digest = new_hash(checksum)
     rank_zero_info(f"downloading {address} to {target}")
+    with new_folder(target.parent):
+        _download(address, target, checksum, digest, max_bytes)
+
+
+@contextmanager
+def new_folder(folder: Path, advice: str = "") -> Iterator[None]:
+    """Makes a folder; where the block fails and nothing is in it, it goes again with all that had to be made for it.
+
+    Args:
+        folder: Which; it may be there already.
+        advice: A line for who cannot make it.
+
+    Raises:
+        DataError: If it cannot be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot write into {folder}: {error.strerror}\n{advice}".strip()) from None
+        yield
+    except BaseException:
+        # one that was made meanwhile by somebody else, or has something in it, stays with all around it
+        with suppress(OSError):
+            for each in missing:
+                each.rmdir()
+        raise
+
+
+def _download(address: str, target: Path, checksum: str, digest: "hashlib._Hash", max_bytes: int) -> None:
+    try:
         handle, name = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
     except OSError as error:
         raise DataError(f"cannot write into {target.parent}: {error.strerror}") from None
@@ -113,15 +148,47 @@ def safe_name(name: str, archive: Path) -> PurePosixPath:
     return path
 
 
-def read_tar(archive: Path, wanted: set[str], max_bytes: int) -> dict[str, bytes]:
-    """Some members of a tar archive, by their last name; the whole archive is looked through first.
+class _Bounded(io.RawIOBase):
+    """A file that may be read up to a number of bytes: a few of compressed ones can stand for any number."""
+
+    def __init__(self, file: gzip.GzipFile, archive: Path, max_bytes: int) -> None:
+        self.file = file
+        self.archive = archive
+        self.max_bytes = max_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or self.file.tell() + size > self.max_bytes + tarfile.RECORDSIZE:
+            raise DataError(f"{self.archive} is not to be trusted: it unpacks to more than {self.max_bytes:,} bytes")
+        return self.file.read(size)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        # going forwards means unpacking
+        if whence != os.SEEK_SET or place > self.max_bytes + tarfile.RECORDSIZE:
+            raise DataError(f"{self.archive} is not to be trusted: it unpacks to more than {self.max_bytes:,} bytes")
+        return self.file.seek(place)
+
+
+def read_tar(archive: Path, wanted: set[str], max_bytes: int, max_unpacked: int) -> dict[str, bytes]:
+    """Some members of a tar archive packed by gzip, by their last name; the whole archive is looked through first.
+
+    Args:
+        archive: The file.
+        wanted: Last names of the members.
+        max_bytes: Largest size of one of them to accept.
+        max_unpacked: Largest size of the whole archive, unpacked, to accept.
 
     Raises:
         DataError: If a member is a link or leads out of its folder, is missing, too large, or damaged.
     """
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive) as tar:
+        with (
+            gzip.open(archive) as unpacked,
+            tarfile.open(fileobj=_Bounded(unpacked, archive, max_unpacked), mode="r:") as tar,
+        ):
             for member in tar:
                 name = safe_name(member.name, archive).name
                 if not (member.isfile() or member.isdir()):
@@ -132,15 +199,23 @@ def read_tar(archive: Path, wanted: set[str], max_bytes: int) -> dict[str, bytes
                     file = tar.extractfile(member)
                     assert file is not None, "a regular file has contents"
                     found[name] = file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"cannot read {archive}: {error}") from None
+    except DataError:
+        raise
+    # a damaged archive can make its readers raise nearly anything
+    except Exception as error:
+        raise DataError(f"cannot read {archive}: {str(error) or type(error).__name__}") from None
     if missing := wanted - found.keys():
         raise DataError(f"{archive} lacks {', '.join(sorted(missing))}")
     return found
 
 
-def zip_members(archive: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
+def zip_members(archive: Path, max_bytes: int, max_unpacked: int) -> dict[str, zipfile.ZipInfo]:
     """All files of a zip archive by their path.
+
+    Args:
+        archive: The file.
+        max_bytes: Largest size of a member, unpacked, to accept.
+        max_unpacked: Largest size of all of them together.
 
     Raises:
         DataError: If a member is a link or leads out of its folder, is too large, or the archive is damaged.
@@ -148,13 +223,16 @@ def zip_members(archive: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(archive) as file:
             members = file.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"cannot read {archive}: {error}") from None
+    # a damaged archive can make its reader raise nearly anything
+    except Exception as error:
+        raise DataError(f"cannot read {archive}: {str(error) or type(error).__name__}") from None
     for member in members:
         safe_name(member.filename, archive)
-        # the upper half of the attributes is the mode of Unix; 0o120000 is a symbolic link
-        if (member.external_attr >> 16) & 0o170000 == 0o120000:
-            raise DataError(f"{archive} is not to be trusted: it holds {member.filename!r}, a link")
+        # the upper half of the attributes is the mode of Unix, 0 where it was packed on another system
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise DataError(f"{archive} is not to be trusted: it holds {member.filename!r}, a link or device")
         if member.file_size > max_bytes:
             raise DataError(f"{archive} is not to be trusted: {member.filename!r} has {member.file_size:,} bytes")
+    if sum(member.file_size for member in members) > max_unpacked:
+        raise DataError(f"{archive} is not to be trusted: it unpacks to more than {max_unpacked:,} bytes")
     return {member.filename: member for member in members if not member.is_dir()}

@@ -71,7 +71,10 @@ class ZipStore(Store):
                 if self._file is None or self._process != os.getpid():
                     self._file = zipfile.ZipFile(self.archive)
                     self._process = os.getpid()
-            return self._file.read(name)
+            size = self._file.getinfo(name).file_size
+            with self._file.open(name) as member:
+                # `ZipFile.read` would unpack beyond the size that the archive states, and then throw that away
+                return member.read(size)
         except (
             OSError,
             EOFError,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.draws import key, signed
 from datamodules.errors import DataError
 from datamodules.samples import Batch, Samples
 from datamodules.sampling import BatchOrder
@@ -86,9 +87,16 @@ class Loader:
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
             pin_memory=self.pin_memory,
-            # the seed of the workers would otherwise come out of the global generator, which dropout draws from
-            generator=torch.Generator(),
+            generator=self._generator(),
         )
+
+    def _generator(self) -> torch.Generator:
+        """Seeds the workers, each differently in every rank and epoch, should images draw from global generators.
+
+        It is one of its own, for dropout draws from the global one.
+        """
+        order = self.batch_sampler
+        return torch.Generator().manual_seed(signed(key(order.seed, order.epoch, f"workers of rank {order.rank}")))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands: the epoch, the batches taken, and what must be the same to go on from there."""

@@ -1,6 +1,7 @@
 import multiprocessing
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -119,3 +120,26 @@ def test_no_worker_outlives_an_iteration_that_is_given_up() -> None:
     assert len(multiprocessing.active_children()) == 2
     del iterator
     assert multiprocessing.active_children() == []
+
+
+class _Seeds(ArraySamples):
+    def fetch(self, rows: Tensor) -> Tensor:
+        drawn = torch.initial_seed(), random.getrandbits(62), int(np.random.randint(2**62))
+        return torch.tensor(drawn).view(torch.uint8).reshape(1, 1, 3, 8).expand(len(rows), 1, 3, 8)
+
+
+def test_every_worker_of_every_rank_has_its_own_seed_in_every_epoch_and_run() -> None:
+    rows = torch.arange(50)
+
+    def seeds(seed: int, rank: int, epoch: int) -> list[tuple[int, ...]]:
+        order = BatchOrder(rows, rows, batch_size=2, train=True, shuffle=True, seed=seed, rank=rank, world_size=2)
+        order.set_epoch(epoch)
+        batches = list(Loader(_Seeds(SAMPLES.images, SAMPLES.labels), order, num_workers=2))
+        # of each worker the first batch: later ones have drawn more
+        return [tuple(batch.images[0].flatten().view(torch.int64).tolist()) for batch in batches[:2]]
+
+    places = [(seed, rank, epoch) for seed in (0, 1) for rank in (0, 1) for epoch in (0, 1)]
+    found = [seeds(*place) for place in places]
+    for values in zip(*(worker for workers in found for worker in workers), strict=True):
+        assert len(set(values)) == 2 * len(places)
+    assert seeds(*places[3]) == found[3]
