@@ -49,14 +49,14 @@ def padded_landmarks(x: Tensor, landmarks: int, zeros: int, copies: int) -> Tens
 
 
 def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] | None = None) -> Tensor:
-    """Multiplies a block (b h l e) by P(S), where Z0 P(A Z0) is what the iteration makes of its start Z0.
+    """Multiplies a block (h l e) by P(S), where Z0 P(A Z0) is what the iteration makes of its start Z0.
 
     Equation 13 of the paper is Z <- Z p(A Z) with p(S) = (13 I - 15 S + 7 S^2 - S^3) / 4. So S = A Z follows its own
     recurrence S <- S p(S), a polynomial of degree four and thus two products, and each p(S) is applied to the block
-    alone: neither Z nor p(S) is made. All S commute, so their order is free.
+    alone, by Horner's rule: neither Z nor p(S) is made. All S commute, so their order is free.
 
     Args:
-        s: A Z0, of each head (b h l l).
+        s: A Z0, of each head (h l l).
         block: What is multiplied.
         iterations: Steps of the iteration.
         kept: If given, gets the S and the block of each step.
@@ -64,17 +64,18 @@ def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] 
     for step in range(iterations):
         if kept is not None:
             kept += [s, block]
-        once = s @ block
-        twice = s @ once
-        block = 3.25 * block - 3.75 * once + 1.75 * twice - 0.25 * (s @ twice)
+        inner = torch.baddbmm(block, s, block, beta=7, alpha=-1)
+        inner = torch.baddbmm(block, s, inner, beta=15, alpha=-1)
+        block = torch.baddbmm(block, s, inner, beta=3.25, alpha=-0.25)
         if step + 1 < iterations:
             square = s @ s
-            s = 3.25 * s - 3.75 * square + 0.25 * square @ (7 * s - square)
+            inner = s.sub(square, alpha=1 / 7)
+            s = torch.baddbmm(s.sub(square, alpha=15 / 13), square, inner, beta=3.25, alpha=1.75)
     return block
 
 
 class InverseTimes(torch.autograd.Function):
-    """`inverse_times` for symmetric S, with a gradient of three products a step and no kept powers.
+    """`inverse_times` for S = A A^T / peak, with a gradient of three products a step and no kept powers.
 
     With D the gradient of S p(S), that of S is the sum of -c_{i+j+1} S^i D S^j over the monomials of the polynomial,
     which for symmetric S and D folds into H + H^T with
@@ -82,44 +83,50 @@ class InverseTimes(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, s: Tensor, block: Tensor, iterations: int) -> Tensor:
-        """Maps S (b h l l) and a block (b h l e) to (b h l e)."""
+    def forward(ctx: Any, a: Tensor, peak: Tensor, block: Tensor, iterations: int) -> Tensor:
+        """Maps A (h l l), numbers (h 1 1) or one for all (1 1 1), and a block (h l e) to (h l e)."""
         kept: list[Tensor] = []
-        out = inverse_times(s, block, iterations, kept)
-        ctx.save_for_backward(*kept)
+        out = inverse_times((a @ a.mT).div_(peak), block, iterations, kept)
+        ctx.save_for_backward(a, peak, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Maps the gradient (b h l e) of the output to those of S, symmetrised, and of the block."""
-        kept = list(ctx.saved_tensors)
-        width, total = grad.shape[-1], None
+        """Maps the gradient (h l e) of the output to those of A, of the numbers and of the block."""
+        with torch.autocast(grad.device.type, enabled=False):
+            return *InverseTimes.gradients(grad.to(ctx.saved_tensors[0].dtype), *ctx.saved_tensors), None
+
+    @staticmethod
+    def gradients(grad: Tensor, a: Tensor, peak: Tensor, *steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the gradients of A, of the numbers and of the block from that of the output."""
+        kept, total = list(steps), None
         while kept:
             block, s = kept.pop(), kept.pop()
-            both = torch.cat([grad, block], dim=-1)
-            once = s @ both
-            twice = s @ once
-            # Of the block's polynomial: its powers of S are already split between gradient and block.
-            left = torch.cat(
-                [
-                    -3.75 * grad + 1.75 * once[..., :width] - 0.25 * twice[..., :width],
-                    1.75 * grad - 0.25 * once[..., :width],
-                    -0.25 * grad,
-                ],
-                dim=-1,
-            )
-            right = torch.cat([block, once[..., width:], twice[..., width:]], dim=-1)
-            half = 0.5 * left @ right.mT
-            if total is not None:
+            # Of Horner's rule, whose inner values are made again beside the gradients.
+            one = s @ torch.cat([grad, block], dim=-1)
+            grad_outer, inner = (part.contiguous() for part in one.chunk(2, dim=-1))
+            grad_outer.mul_(-0.25)
+            inner = torch.sub(7 * block, inner)
+            one = s @ torch.cat([grad_outer, inner], dim=-1)
+            grad_inner, outer = one.chunk(2, dim=-1)
+            grad_inner, outer = grad_inner.neg(), torch.sub(15 * block, outer)
+            left = torch.cat([0.25 * grad, grad_outer, grad_inner], dim=-1)
+            right = torch.cat([outer, inner, block], dim=-1)
+            if total is None:
+                half = -0.5 * left @ right.mT
+            else:
                 # Of the recurrence.
-                square, product = s @ s, s @ total
-                inner = 3.5 * total - product - product.mT
-                half += (square - 3.5 * s) @ (0.25 * inner)
-                half += 1.625 * total - 0.6875 * product
+                product = s @ total
+                crossed = total.sub(product + product.mT, alpha=1 / 3.5)
+                half = total.sub(product, alpha=11 / 26)
+                half.baddbmm_(left, right.mT, beta=1.625, alpha=-0.5)
+                half.baddbmm_(torch.baddbmm(s, s, s, beta=-3.5), crossed, alpha=0.875)
             total = half + half.mT
-            grad = 3.25 * grad - 3.75 * once[..., :width] + 1.75 * twice[..., :width] - 0.25 * (s @ twice[..., :width])
-        return total, grad, None
+            grad = torch.baddbmm(3.25 * grad + 15 * grad_outer + 7 * grad_inner, s, grad_inner, alpha=-1)
+        assert total is not None
+        grad_peak = (total * steps[0]).sum(dim=(-2, -1), keepdim=True).sum_to_size(peak.shape).neg() / peak
+        return (total @ a).mul_(2 / peak), grad_peak, grad
 
 
 @full_precision
@@ -139,6 +146,8 @@ def apply_inverse(
         batch_start: Whether the start is scaled by the largest column sum of the whole batch, as published.
         counts: How many landmarks each of these stands for (l), where that is not one.
     """
+    heads = q.shape[:2]
+    q, k, block = q.flatten(0, 1), k.flatten(0, 1), block.flatten(0, 1)
     logits = q @ k.mT * q.shape[-1] ** -0.5
     roots: Tensor | None = None
     if counts is None:
@@ -153,10 +162,13 @@ def apply_inverse(
         out = torch.linalg.pinv(a) @ block
     else:
         # Rows of a softmax sum to one, so the start A^T / (max row sum * max column sum) needs the columns alone.
-        start = a.mT / (columns.amax() if batch_start else columns.amax(dim=-1, keepdim=True))
-        plain = torch.compiler.is_compiling()
-        out = start @ (inverse_times if plain else InverseTimes.apply)(a @ start, block, iterations)
-    return out if roots is None else out / roots
+        peak = columns.amax(dim=(0, 1, 2) if batch_start else (1, 2), keepdim=True)
+        if torch.compiler.is_compiling():
+            out = inverse_times(a @ a.mT / peak, block, iterations)
+        else:
+            out = InverseTimes.apply(a, peak, block, iterations)
+        out = a.mT @ out / peak
+    return (out if roots is None else out / roots).unflatten(0, heads)
 
 
 class NystromAttention(Attention):
@@ -255,7 +267,9 @@ class NystromAttention(Attention):
             k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
         block = functional.scaled_dot_product_attention(q_landmarks, k, v, key_mask)
         block = apply_inverse(q_landmarks, k_landmarks, block, self.iterations, self.as_published, counts)
-        out: Tensor = recompute(
-            functional.scaled_dot_product_attention, q, k_landmarks, block.to(q.dtype), landmark_mask
-        )
+        block = block.to(q.dtype)
+        if counts is None:
+            return functional.scaled_dot_product_attention(q, k_landmarks, block)
+        # The padded keys are kept in full: what this would keep beside them is made again.
+        out: Tensor = recompute(functional.scaled_dot_product_attention, q, k_landmarks, block, landmark_mask)
         return out

@@ -55,8 +55,8 @@ class SelfAttention(Mixer):
         check_rates(dropout=dropout)
         self.dim_head = dim_head
         kv_heads = 1 if one_kv_head else heads
-        self.split = [count * dim_head for count in (heads, kv_heads, kv_heads)[: 2 if share_kv else 3]]
-        self.project = nn.Linear(dim, sum(self.split), bias=qkv_bias)
+        self.split = [heads, kv_heads] if share_kv else [heads, kv_heads, kv_heads]
+        self.project = nn.Linear(dim, sum(self.split) * dim_head, bias=qkv_bias)
         axial = rotary == "rope_axial"
         self.rotary = RotaryPosition(tokens, dim_head, axial=axial, grid=position_grid) if rotary else None
         self.attention = attention(AttentionSpec(heads, dim_head, tokens, tokens))
@@ -66,7 +66,7 @@ class SelfAttention(Mixer):
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c)."""
         # Split before the heads are: gradients are then joined where they lie, in one pass.
-        parts = self.project(x).split(self.split, dim=-1)
+        parts = self.project(x).split([heads * self.dim_head for heads in self.split], dim=-1)
         q, k, *own_v = (rearrange(part, "b n (h d) -> b h n d", d=self.dim_head) for part in parts)
         v = own_v[0] if own_v else k
         if self.rotary is not None:
