@@ -47,12 +47,14 @@ class Cell:
         seed: Of weights, order and augmentation.
         share: Part of the training images.
         overlay: A YAML after that of the data, or nothing.
+        data: The overlay of the data; empty for the data of the recipe, CIFAR-10.
     """
 
     experiment: str
     seed: int = 0
     share: float = 1.0
     overlay: str = ""
+    data: str = "digits"
 
     @property
     def name(self) -> str:
@@ -109,8 +111,8 @@ def schedule(share: float) -> list[str]:
 
 def fit_arguments(cell: Cell, runs: Path) -> list[str]:
     """What `main.py` gets for the training of a cell."""
-    files = [EXPERIMENTS / f"{cell.experiment}.yaml", EXPERIMENTS / "overlays" / "digits.yaml"]
-    files += [EXPERIMENTS / "overlays" / f"{cell.overlay}.yaml"] if cell.overlay else []
+    overlays = [EXPERIMENTS / "overlays" / f"{name}.yaml" for name in (cell.data, cell.overlay) if name]
+    files = [EXPERIMENTS / f"{cell.experiment}.yaml", *overlays]
     configs = [text for file in files for text in ("--config", str(file.relative_to(ROOT)))]
     options = [f"--seed_everything={cell.seed}", f"--runs={runs}", "--wandb.mode=disabled", *schedule(cell.share)]
     return ["fit", *configs, *options]
@@ -225,20 +227,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{'-' if cell in missing else 'done':<5}{cell.name}")
         return 0
     print(f"{len(all_cells) - len(missing)} of {len(all_cells)} cells are done", flush=True)
+    return fill(missing[: options.limit], options.results, options.work, threads=options.threads, budget=BUDGET)
+
+
+def fill(missing: Sequence[Cell], results: Path, work: Path, *, threads: int, budget: float) -> int:
+    """Trains and tests cells, one after another, and keeps what is committed of each.
+
+    Args:
+        missing: The cells.
+        results: Folder that gets a folder for each.
+        work: Folder of the run folders.
+        threads: Of the processor.
+        budget: Seconds above which a training is told.
+
+    Returns:
+        0, or 1 where a cell failed; the others are filled all the same.
+    """
     failed = 0
-    for number, cell in enumerate(missing[: options.limit], start=1):
-        work = options.work.absolute() / cell.name
+    for number, cell in enumerate(missing, start=1):
+        place = work.absolute() / cell.name
         try:
-            folder = support_vectors(cell, work) if cell.experiment == SVM else train(cell, work, options.threads)
+            folder = support_vectors(cell, place) if cell.experiment == SVM else train(cell, place, threads)
         except subprocess.CalledProcessError:
             failed += 1
-            print(f"{cell.name}: failed, see {options.work / cell.name / 'log.txt'}", flush=True)
+            print(f"{cell.name}: failed, see {work / cell.name / 'log.txt'}", flush=True)
             continue
-        keep(folder, options.results / cell.name)
-        results = json.loads((options.results / cell.name / "results.json").read_text(encoding="utf-8"))
-        seconds = results.get("wall_seconds", 0.0)
-        over = f"  OVER the budget of {BUDGET} s" if seconds > BUDGET else ""
-        done = f"{number}/{len(missing)}  {cell.name:<36} test {results['test']['test/top1']:.2%}"
+        keep(folder, results / cell.name)
+        found = json.loads((results / cell.name / "results.json").read_text(encoding="utf-8"))
+        seconds = found.get("wall_seconds", 0.0)
+        over = f"  OVER the budget of {budget:g} s" if seconds > budget else ""
+        done = f"{number}/{len(missing)}  {cell.name:<36} test {found['test']['test/top1']:.2%}"
         print(f"{done}  {seconds:5.1f} s{over}", flush=True)
     return int(failed > 0)
 
