@@ -56,6 +56,29 @@ def test_images_of_a_batch_never_share_a_coin() -> None:
     assert len(results.flatten(1).unique(dim=0)) > 100
 
 
+@pytest.mark.parametrize(
+    ("name", "least"),
+    # of 256 images: places and sides, angles, pairs of operations with signs, operations with magnitudes, rectangles
+    # on half of them, weights, boxes
+    {
+        "crop": 70,
+        "rotate": 200,
+        "randaugment": 70,
+        "trivialaugment": 100,
+        "erase": 90,
+        "mixup": 240,
+        "cutmix": 150,
+    }.items(),
+)
+def test_every_image_of_a_batch_has_draws_of_its_own(name: str, least: int) -> None:
+    images, _ = batch(2)
+    # two images in turn: a neighbour that is the same would hide what was mixed
+    rows = torch.arange(256) % 2
+    one = Augment(**{name: getattr(EVERYTHING, name) if name != "crop" else 4})
+    results, _ = pipeline(one)(images[rows], rows, Draws(0, 0, torch.arange(256)))
+    assert sum(len(results[side::2].flatten(1).unique(dim=0)) for side in (0, 1)) >= least
+
+
 def test_the_batch_out_of_the_loader_stays_as_it_was() -> None:
     images, labels = batch()
     before = images.clone()
