@@ -202,6 +202,12 @@ class ImageDataModule(LightningDataModule, ABC):
         """Positions of the validation images in the official split that they are from, ascending int64."""
         return self._must_open(self._val_from).positions[self._split()[1]]
 
+    def val_images(self, indices: Tensor) -> Tensor:
+        """Validation images by their positions in the official split, as the loaders give them: uint8 (n, c, y, x)."""
+        samples = self._must_open(self._val_from)
+        rows = {position: row for row, position in enumerate(samples.positions.tolist())}
+        return samples.fetch(torch.tensor([rows[index] for index in indices.tolist()], dtype=torch.int64))
+
     def split(self) -> dict[str, Any]:
         """Which images are trained on and validated on, in plain types, to be saved with a run."""
         train, val = self.train_indices.tolist(), self.val_indices.tolist()

@@ -28,6 +28,7 @@ HEIGHTS: dict[str, float] = {
     "backbones": 3,
     "measure": 4,
     "swap": 4,
+    "traits": 4,
     "systems": 4,
     "hub": 5,
     "timm": 5,
@@ -37,7 +38,7 @@ HEIGHTS: dict[str, float] = {
     "commands": 6,
 }
 # The training side takes nets as arguments, so of vix it knows the tools and no net.
-TRAINING_MAY_IMPORT = {"spec", "measure", "tokens", "training"}
+TRAINING_MAY_IMPORT = {"spec", "measure", "tokens", "traits", "training"}
 TRAINING_HEIGHTS = {
     "optim": 0,
     "callbacks": 0,

@@ -59,3 +59,25 @@ def metrics(path: Path) -> dict[str, str]:
     """Which metric is drawn over which, by name or pattern."""
     defined = [record.metric for record in records(path) if record.WhichOneof("record_type") == "metric"]
     return {metric.name or metric.glob_name: metric.step_metric for metric in defined}
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """The run's summary: the last value of everything, and what was set on purpose."""
+    found: dict[str, Any] = {}
+    for record in records(path):
+        if record.WhichOneof("record_type") == "summary":
+            for update in record.summary.update:
+                found["/".join(update.nested_key) or update.key] = json.loads(update.value_json)
+    return found
+
+
+def artifacts(path: Path) -> list[Any]:
+    """The artifacts that the run keeps."""
+    asked = [each.request for each in records(path) if each.WhichOneof("record_type") == "request"]
+    kept = [each.artifact for each in records(path) if each.WhichOneof("record_type") == "artifact"]
+    return kept + [each.log_artifact.artifact for each in asked if each.WhichOneof("request_type") == "log_artifact"]
+
+
+def run(path: Path) -> Any:
+    """The run as it was started: id, name, group, tags."""
+    return next(record.run for record in records(path) if record.WhichOneof("record_type") == "run")

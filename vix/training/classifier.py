@@ -154,9 +154,9 @@ class ImageClassifier(LightningModule):
             for buffer in self.net.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def validation_step(self, batch: ImageBatch, batch_index: int) -> None:
-        """Adds a batch to the validation scores."""
-        self._evaluate(batch, self.val_scores)
+    def validation_step(self, batch: ImageBatch, batch_index: int) -> dict[str, Tensor]:
+        """Adds a batch to the validation scores and says what was predicted for each image."""
+        return predict(batch, self._evaluate(batch, self.val_scores))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation scores."""

@@ -14,7 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from torch import nn
 
 from vix.measure import parameters, summary
@@ -26,13 +26,14 @@ from vix.training.callbacks import (
     RandomState,
     RichProgress,
     RunRecord,
+    WandbRecord,
 )
 from vix.training.callbacks.predictions import PREDICT_FILE
 from vix.training.classifier import ImageClassifier
 from vix.training.console import calibration_line, cost_line, quiet, say, scores_line
 from vix.training.errors import UsageError, first_line
 from vix.training.finders import FINDERS, suggest
-from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb_logger
+from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb_files, wandb_logger
 from vix.training.plan import LINKED, OWN, Plan, make_plan, overlays
 from vix.training.processes import is_first, writes_files
 from vix.training.refusals import (
@@ -47,6 +48,7 @@ from vix.training.runs import Run, discard, shared
 from vix.training.seeds import repeat
 from vix.training.sources import COMMAND_LINE, read_command_line
 from vix.training.wording import explain
+from vix.traits import traits
 
 COMMANDS = ("fit", "validate", "test", "predict")
 # Belongs to one call of the command, not to the run.
@@ -195,9 +197,13 @@ class VixCLI(LightningCLI):
         """A trainer whose files all go to the run's folder."""
         config = self._get(self.config_init, "trainer")
         given = [] if self.find else config.callbacks or []
+        self.kinds = {**traits(self.model.net), "data": type(self.datamodule).__name__}
+        self.wandb_settings: WandbSettings = self._get(self.config_init, "wandb")
+        self.wandb: WandbLogger | None = None
+        loggers = self._loggers(config)
         callbacks = [*(given if isinstance(given, list) else [given]), *self._callbacks(config)]
         return super().instantiate_trainer(
-            callbacks=callbacks, logger=self._loggers(config), default_root_dir=self.run_folder.folder, **kwargs
+            callbacks=callbacks, logger=loggers, default_root_dir=self.run_folder.folder, **kwargs
         )
 
     def _callbacks(self, config: Any) -> list[Callback]:
@@ -221,12 +227,29 @@ class VixCLI(LightningCLI):
                 callbacks += [AveragedWeights(ema)]
             if config.enable_checkpointing is not False:
                 callbacks += [self.checkpoints]
+            callbacks += self._wandb_record()
         elif self.plan.checkpoint is not None and self.subcommand in ("test", "predict"):
             self.predictions = PredictionTable(self.run_folder, self.plan.checkpoint.path)
             callbacks += [self.predictions]
         if config.enable_progress_bar is not False:
             callbacks += [RichProgress() if sys.stdout.isatty() else LineProgress()]
         return callbacks
+
+    def _wandb_record(self) -> list[Callback]:
+        if self.wandb is None:
+            return []
+        facts = {**self.costs, **self.kinds, **self.record.circumstances}
+        return [
+            WandbRecord(
+                self.run_folder,
+                self.wandb,
+                config=self.described,
+                facts=facts,
+                checkpoints=self.checkpoints,
+                images=self.wandb_settings.images,
+                upload_best=self.wandb_settings.upload_best,
+            )
+        ]
 
     def _loggers(self, config: Any) -> list[Logger] | bool:
         # evaluating adds nothing to a run but what PredictionTable writes
@@ -236,8 +259,8 @@ class VixCLI(LightningCLI):
         if self.plan.checkpoint is not None and not self.plan.fresh:
             self.metrics.resume(self.plan.checkpoint.step)
         if config.logger is None or config.logger is True:
-            wandb = wandb_logger(self.run_folder, self._get(self.config_init, "wandb"))
-            return [self.metrics, *([wandb] if wandb else [])]
+            self.wandb = wandb_logger(self.run_folder, self.wandb_settings, kinds=self.kinds)
+            return [self.metrics, *([self.wandb] if self.wandb else [])]
         others = config.logger or []
         return [self.metrics, *(others if isinstance(others, list) else [others])]
 
@@ -273,7 +296,7 @@ class VixCLI(LightningCLI):
             finally:
                 discard(self.run_folder)
             return
-        with self._closing():
+        with wandb_files(self.run_folder), self._closing():
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         if writes_files(self.trainer):
             say(closing_block(self.run_folder, self.checkpoints.best, self.checkpoints.last))

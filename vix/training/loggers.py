@@ -6,7 +6,8 @@ import netrc
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +34,13 @@ class WandbSettings:
             it is set, wins over `auto`.
         project: Project that the run belongs to.
         entity: User or team; W&B's own default where left out.
-        group: Name that joins runs, such as the seeds of one experiment.
-        tags: Words to find the run by.
+        group: Name that joins runs; left out, the net's system.
+        tags: Words to find the run by, beside those that say what kind of net and data it is.
+        images: How many validation images are shown with their predictions, and how many of those that it got wrong.
+        upload_best: Whether the best checkpoint is kept as an artifact of the run.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
 
     mode: WandbMode = "auto"
@@ -42,6 +48,12 @@ class WandbSettings:
     entity: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
+    images: int = 32
+    upload_best: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ValueError(f"wandb.images must be at least 0, got {self.images}")
 
 
 class MetricsTable(Logger):
@@ -214,25 +226,47 @@ class QuietWandbLogger(WandbLogger):
         return super().experiment
 
 
-def wandb_logger(run: Run, settings: WandbSettings) -> WandbLogger | None:
-    """W&B's logger for a run, None where W&B is disabled; it tells how to sync where it is offline."""
+def wandb_logger(run: Run, settings: WandbSettings, *, kinds: Mapping[str, str]) -> WandbLogger | None:
+    """W&B's logger for a run, None where W&B is disabled; it tells how to sync where it is offline.
+
+    Args:
+        run: Its id is W&B's too, so that a run that is resumed stays one.
+        settings: What the user wants.
+        kinds: What the run is of, such as its `system` and its `data`: the system groups it, all others tag it.
+    """
     mode, why = wandb_mode(settings.mode)
     if mode == "disabled":
         return None
     if mode == "offline" and is_first():
         say(f"W&B is offline ({why}); to upload later: wandb sync {run.folder / 'wandb'}/offline-run-*")
     return QuietWandbLogger(
-        name=f"{run.experiment}-{run.id}",
+        name=run.experiment,
         id=run.id,
         save_dir=run.folder,
         project=settings.project,
         entity=settings.entity,
-        group=settings.group,
-        tags=list(settings.tags),
+        group=settings.group or kinds.get("system"),
+        tags=[*(f"{kind}:{word}" for kind, word in kinds.items() if kind != "system"), *settings.tags],
         mode=mode,
         # results.json has the commit
         settings={"silent": True, "disable_git": True},
     )
+
+
+@contextmanager
+def wandb_files(run: Run) -> Iterator[None]:
+    """Makes W&B keep what waits for its upload in the run's folder, where the user has named no other place.
+
+    It would lie in the home folder, and a run that is synced from another machine would come without its pictures.
+    """
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str((run.folder / "wandb").absolute())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
 
 
 def close_wandb(*, failed: bool) -> None:

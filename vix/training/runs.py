@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -69,7 +70,17 @@ class Run:
 
 
 def new_run(experiment: str, root: Path) -> Run:
-    """Names a new run; two runs started in one second still differ."""
+    """Names a new run; two runs started in one second still differ.
+
+    The agent of a W&B sweep has named it already, and W&B takes no other name.
+
+    Raises:
+        UsageError: If the agent's name cannot be that of a folder.
+    """
+    if os.environ.get("WANDB_SWEEP_ID") and (given := os.environ.get("WANDB_RUN_ID")):
+        if not re.fullmatch(r"[\w-]+", given):
+            raise UsageError(f"WANDB_RUN_ID={given!r}: a run's id is made of letters, digits, - and _")
+        return Run(root / experiment / given)
     return Run(root / experiment / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
 
 

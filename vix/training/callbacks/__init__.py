@@ -6,6 +6,7 @@ from vix.training.callbacks.predictions import PredictionTable
 from vix.training.callbacks.progress import LineProgress, RichProgress
 from vix.training.callbacks.randomness import RandomState
 from vix.training.callbacks.record import RunRecord
+from vix.training.callbacks.wandb_record import WandbRecord
 
 __all__ = [
     "AveragedWeights",
@@ -15,4 +16,5 @@ __all__ = [
     "RandomState",
     "RichProgress",
     "RunRecord",
+    "WandbRecord",
 ]

@@ -37,14 +37,14 @@ class BestAndLast(Checkpoint):
         """Notes the scores, epochs counted from 1; saves where they are the best so far, the first of equals."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or is_rehearsal(trainer):
             return
-        scores = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        scores = val_scores(trainer)
         self.last = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **scores}
-        if self._is_best(scores):
+        if self.is_best(scores):
             self.best = self.last
             self._save(trainer, self.run.best)
 
-    def _is_best(self, scores: dict[str, float]) -> bool:
-        """Whether the score that decides is better than ever."""
+    def is_best(self, scores: dict[str, float]) -> bool:
+        """Whether the score that decides is better than all that were noted."""
         if self.monitor not in scores:
             return False
         score, best = scores[self.monitor], self.best.get(self.monitor)
@@ -76,3 +76,8 @@ class BestAndLast(Checkpoint):
         finally:
             if trainer.is_global_zero:
                 temporary.unlink(missing_ok=True)
+
+
+def val_scores(trainer: Trainer) -> dict[str, float]:
+    """The scores of the validation that has just ended."""
+    return {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("val/")}

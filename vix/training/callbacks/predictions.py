@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vix.training.runs import Run, read_json, write_json, write_text
 # Apart from what `test` wrote: `predict` may be given other images.
 PREDICT_FILE = "predict.csv"
 COLUMNS = ("index", "label", "prediction", "probability")
+Row = tuple[int, int, int, float]
 
 
 class PredictionTable(Callback):
@@ -76,22 +77,30 @@ class PredictionTable(Callback):
         if writes_files(trainer):
             write_text(self.run.folder / PREDICT_FILE, table(rows))
 
-    def _rows(self) -> list[tuple[int, int, int, float]]:
-        """One row an image, by index, from all processes."""
-        columns = [torch.cat(column).cpu() for column in zip(*self._batches, strict=True)]
-        self._batches = []
-        parts: list[Any] = [columns]
-        if dist.is_available() and dist.is_initialized():
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, columns)
-        return sorted({row[0]: row for part in parts for row in _zip(part)}.values())
+    def _rows(self) -> list[Row]:
+        batches, self._batches = self._batches, []
+        return gathered(batches)
 
 
-def _zip(columns: list[torch.Tensor]) -> Iterator[tuple[int, int, int, float]]:
+def gathered(batches: Sequence[Sequence[torch.Tensor]]) -> list[Row]:
+    """One row an image, by index, from all processes; in several of them all must call it.
+
+    Args:
+        batches: Of this process, each as the columns of `classifier.predict`.
+    """
+    columns = [torch.cat(column).cpu() for column in zip(*batches, strict=True)]
+    parts: list[Any] = [columns]
+    if dist.is_available() and dist.is_initialized():
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, columns)
+    return sorted({row[0]: row for part in parts for row in _zip(part)}.values())
+
+
+def _zip(columns: list[torch.Tensor]) -> Iterator[Row]:
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def table(rows: list[tuple[int, int, int, float]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows as CSV under their names."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import WandbLogger
 
 from vix.training.callbacks.checkpoints import BestAndLast
 from vix.training.plan import LINKED, without
@@ -86,10 +85,6 @@ class RunRecord(Callback):
         datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "split"):
             write_json(self.run.split, datamodule.split())
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                facts = {**self.costs, **self.circumstances, "device": device(trainer)}
-                logger.experiment.config.update({**self.config, "facts": facts}, allow_val_change=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the results without scores, so that a run that dies early can be seen as such."""
