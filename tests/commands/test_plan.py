@@ -1,0 +1,219 @@
+"""`plan`: what it counts without computing is what a real step takes, and what it prints can be used as it stands.
+
+Each system is measured at one size and in one setting; all of them at both sizes and in every setting:
+    VIX_FULL=1 pytest tests/commands/test_plan.py -m slow
+"""
+
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+import main
+from tests.nets import images, tiny
+from vix.backbones import Backbone
+from vix.commands.plan.bytes import Planner, Setting
+from vix.commands.plan.page import SETTINGS, accumulation
+from vix.commands.plan.places import places
+from vix.measure import bytes_kept
+from vix.systems import SYSTEMS
+
+BATCH = 2
+CASES = list(itertools.product(SYSTEMS, (32, 64), SETTINGS))
+if not os.environ.get("VIX_FULL"):
+    combinations = list(itertools.product((32, 64), SETTINGS))
+    # neighbours among the systems get other sizes and other settings
+    CASES = [(name, *combinations[(5 * place) % len(combinations)]) for place, name in enumerate(SYSTEMS)]
+
+
+def allocated(function: Callable[[], object]) -> tuple[int, int]:
+    """What the processor's allocator gave and did not get back while the result lived, and the most at any moment."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        out = function()
+    results = record.profiler.kineto_results
+    assert results is not None
+    sizes = [event.nbytes() for event in results.events() if event.name() == "[memory]"]
+    del out
+    return sum(sizes), max(itertools.accumulate(sizes))
+
+
+def step(net: Backbone, batch: torch.Tensor, setting: Setting) -> torch.Tensor:
+    labels = torch.zeros(len(batch), dtype=torch.int64)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.bf16),
+        torch.set_grad_enabled(setting.mode == "train"),
+    ):
+        logits: torch.Tensor = net(batch)
+        return functional.cross_entropy(logits, labels) if setting.mode == "train" else logits
+
+
+def real(net: Backbone, setting: Setting) -> tuple[int, int, int | None]:
+    """Bytes that a real step holds after its forward, at most, and after its forward by the hooks of autograd."""
+    net.train(setting.mode == "train").set_grad_checkpointing(setting.checkpointing)
+    batch = images(net, BATCH)
+    fixed = [*net.parameters(), *net.buffers(), batch]
+    if setting.mode == "train":
+        optimizer = torch.optim.AdamW(net.parameters())
+        step(net, batch, setting).backward()
+        optimizer.step()
+        fixed += [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+        fixed += [value for state in optimizer.state.values() for value in state.values()]
+    base = sum(tensor.nbytes for tensor in fixed)
+
+    def whole() -> None:
+        out = step(net, batch, setting)
+        if setting.mode == "train":
+            out.backward()
+
+    held, peak = allocated(lambda: step(net, batch, setting))[0], allocated(whole)[1]
+    hooked = None
+    # checkpoints keep their inputs where the hooks do not look
+    if setting.mode == "train" and not setting.checkpointing:
+        hooked = base + bytes_kept(lambda: step(net, batch, setting), exclude=fixed)
+    return base + held, base + peak, hooked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size", "setting"), CASES, ids=lambda value: getattr(value, "label", str(value)))
+def test_what_is_counted_is_within_a_tenth_of_what_a_real_step_takes(name: str, size: int, setting: Setting) -> None:
+    torch.manual_seed(0)
+    need = Planner(lambda: SYSTEMS[name](image_size=size), average=False).need(BATCH, setting)
+    held, peak, hooked = real(SYSTEMS[name](image_size=size), setting)
+    assert need.held == pytest.approx(held, rel=0.1)
+    assert need.peak == pytest.approx(peak, rel=0.1)
+    if hooked is not None:
+        assert need.held == pytest.approx(hooked, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["ViP", "FNet", "HybridViL", "LeViN", "CvN", "CCT"])
+def test_small_nets_can_be_counted_and_a_step_takes_what_was_counted(name: str) -> None:
+    need = Planner(lambda: tiny(SYSTEMS[name]), average=False).need(BATCH, Setting())
+    held, peak, hooked = real(tiny(SYSTEMS[name]), Setting())
+    assert need.held == pytest.approx(held, rel=0.1)
+    assert need.held == pytest.approx(hooked, rel=0.1)
+    assert need.peak == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SYSTEMS if os.environ.get("VIX_FULL") else ["ViN", "LeViN", "CvP"])
+def test_a_system_is_planned_in_five_seconds(name: str) -> None:
+    # what torch imports once is no system's
+    Planner(lambda: tiny(SYSTEMS["ViT"])).largest(2**30, Setting(checkpointing=True))
+    start = time.process_time()
+    planner = Planner(lambda: SYSTEMS[name](image_size=64, num_classes=200))
+    for setting in SETTINGS:
+        assert planner.largest(8 * 2**30, setting) is not None
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("setting", [Setting(), Setting("infer")], ids=lambda setting: setting.label)
+def test_the_largest_batch_is_the_largest_that_fits(setting: Setting) -> None:
+    planner = Planner(lambda: tiny(SYSTEMS["ViT"], depth=1))
+    for memory in (2**19, 2**26):
+        largest = planner.largest(memory, setting)
+        assert largest is not None
+        assert planner.need(largest.batch, setting).peak <= memory
+        # one part in fifty, since what is scaled from a smaller batch is a little more than what is counted
+        assert planner.need(largest.batch + 1 + largest.batch // 50, setting).peak > memory
+
+
+def test_where_not_one_image_fits_there_is_no_batch() -> None:
+    assert Planner(lambda: tiny(SYSTEMS["ViT"])).largest(50_000, Setting()) is None
+
+
+def test_the_average_of_the_weights_is_one_more_copy_of_them() -> None:
+    needs = [Planner(lambda: tiny(SYSTEMS["ViT"]), average=average).need(1, Setting()) for average in (True, False)]
+    weights = sum(parameter.nbytes for parameter in tiny(SYSTEMS["ViT"]).parameters())
+    assert [need.fixed - needs[1].fixed for need in needs] == [weights, 0]
+
+
+def test_checkpointing_and_bf16_keep_less_and_inference_least() -> None:
+    planner = Planner(lambda: tiny(SYSTEMS["ViP"], depth=6))
+    plain, checkpointed, bf16 = (planner.need(8, setting).held for setting in SETTINGS[:3])
+    assert checkpointed < plain
+    assert bf16 < plain
+    assert planner.need(8, Setting("infer")).peak < planner.need(8, Setting()).peak
+
+
+@pytest.mark.parametrize(
+    ("largest", "wanted", "split"),
+    [(300, 256, (256, 1)), (100, 256, (64, 4)), (256, 256, (256, 1)), (1, 7, (1, 7)), (6, 7, (1, 7))],
+)
+def test_a_wanted_batch_is_split_into_equal_ones_that_fit(largest: int, wanted: int, split: tuple[int, int]) -> None:
+    assert accumulation(largest, wanted) == split
+
+
+def test_the_data_sets_are_those_of_the_experiments() -> None:
+    found = {
+        place.name: (place.image_size, place.channels, place.classes) for place in places(main.HERE / "experiments")
+    }
+    assert found == {
+        "CIFAR10": ((32, 32), 3, 10),
+        "Digits": ((8, 8), 1, 10),
+        "TinyImageNet": ((64, 64), 3, 200),
+    }
+
+
+def test_a_table_has_a_line_a_system_and_says_how_to_accumulate(capsys: pytest.CaptureFixture[str]) -> None:
+    system = "ViT:dim=16,depth=1,heads=2,dim_head=8"
+    assert main.main(["plan", system, "--memory", "64MB", "--data", "digits", "--batch", "4096"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Largest batch in 64 MB, of which 10% stays free")
+    assert "Digits: 1 x 8 x 8, 10 classes" in lines
+    first = re.search(r"([\d,]+) \((\d+) x (\d+)\)", lines[-1])
+    assert first is not None
+    largest, size, times = (int(group.replace(",", "")) for group in first.groups())
+    assert size <= largest
+    assert size * times == 4096
+    for setting in SETTINGS:
+        assert setting.label in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["ViQ", "--memory", "8GB"], "no system or kernel 'ViQ'"),
+        (["Performer", "--memory", "8GB"], "Performer is a bare kernel"),
+        (["ViT", "--memory", "8GB", "--data", "CIFAR"], "--data CIFAR: there are CIFAR10"),
+        (["ViT:patch_size=5", "--memory", "8GB", "--data", "CIFAR10"], r"ViT\(patch_size=5\) on CIFAR10: patch_size"),
+        (["ViT", "--memory", "8GB", "--image_size", "1", "2", "3"], "--image_size takes a side"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_line(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["plan", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert re.search(told, captured.err)
+    assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("memory", ["8 apples", "0", "-3GB"])
+def test_a_memory_that_is_none_is_refused(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["plan", "ViT", f"--memory={memory}"])
+    assert ended.value.code == 2
+    assert "8GB" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("size", [32, 64])
+def test_on_a_gpu_the_allocators_peak_is_within_a_tenth(name: str, size: int) -> None:
+    net: nn.Module = SYSTEMS[name](image_size=size).cuda()
+    batch = torch.randn(64, 3, size, size, device="cuda")
+    optimizer = torch.optim.AdamW(net.parameters())
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        functional.cross_entropy(net(batch), torch.zeros(64, dtype=torch.int64, device="cuda")).backward()
+        peak = torch.cuda.max_memory_allocated()
+        optimizer.step()
+    need = Planner(lambda: SYSTEMS[name](image_size=size), average=False).need(64, Setting())
+    assert need.peak == pytest.approx(peak, rel=0.1)
