@@ -94,8 +94,10 @@ class InverseTimes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Maps the gradient (h l e) of the output to those of A, of the numbers and of the block."""
+        # Asked for once: activation checkpointing makes them again each time.
+        a, *others = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            return *InverseTimes.gradients(grad.to(ctx.saved_tensors[0].dtype), *ctx.saved_tensors), None
+            return *InverseTimes.gradients(grad.to(a.dtype), a, *others), None
 
     @staticmethod
     def gradients(grad: Tensor, a: Tensor, peak: Tensor, *steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
