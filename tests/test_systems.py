@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 from typing import Any
 
@@ -416,7 +417,7 @@ def test_a_net_compiles_to_one_graph(name: str, training: bool) -> None:
     net = tiny(vix.SYSTEMS[name]).train(training).double()
     compiled, batch = copy.deepcopy(net), images(net)
     torch.compiler.reset()
-    compiled.compile(backend="aot_eager", fullgraph=True)
+    compiled.compile(backend=os.environ.get("VIX_BACKEND", "aot_eager"), fullgraph=True)
     if training:
         assert_close(gradients(compiled, batch), gradients(net, batch), rtol=1e-4, atol=1e-5)
     else:

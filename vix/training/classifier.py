@@ -82,6 +82,8 @@ class ImageClassifier(LightningModule):
         self.decay_all = decay_all
         self.compile_net = compile_net
         self._compiled = False
+        # Weights to take instead of a checkpoint's: its own, carried over to another size of image.
+        self.carried: Mapping[str, Tensor] | None = None
         # Lightning's rate finder sets this; while it is None the rate is the optimiser's own.
         self.lr: float | None = None
         self.train_scores, self.val_scores, self.test_scores = Scores(), Scores(), Scores()
@@ -205,6 +207,8 @@ class ImageClassifier(LightningModule):
         checkpoint["state_dict"] = {
             name.replace(COMPILED, ""): tensor for name, tensor in checkpoint["state_dict"].items()
         }
+        if self.carried is not None:
+            checkpoint["state_dict"] = dict(self.carried)
         refuse_misfit(self, checkpoint["state_dict"])
 
     @classmethod

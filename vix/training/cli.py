@@ -52,7 +52,7 @@ from vix.traits import traits
 
 COMMANDS = ("fit", "validate", "test", "predict")
 # Belongs to one call of the command, not to the run.
-NOT_KEPT = ("config", "ckpt_path", "trust", "seeds", "find", "verbose", "return_predictions")
+NOT_KEPT = ("config", "ckpt_path", "trust", "seeds", "find", "image_size", "verbose", "return_predictions")
 
 
 def run(arguments: Sequence[str], *, defaults: Path, program: Path) -> int:
@@ -136,6 +136,12 @@ class VixCLI(LightningCLI):
             "--ema", type=float | None, default=None, help="Decay of the weights' moving average, such as 0.999."
         )
         parser.add_argument("--seeds", type=str, default="", help="fit: train once for each, such as 0,1,2.")
+        parser.add_argument(
+            "--image_size",
+            type=str,
+            default="",
+            help="test, validate, predict: have images of another size: 64, 64x48.",
+        )
         parser.add_argument("--find", type=str, default="", help="fit: suggest this, lr or batch_size, and stop.")
         parser.add_class_arguments(WandbSettings, "wandb")
         for name in LINKED:
@@ -188,6 +194,8 @@ class VixCLI(LightningCLI):
         self.described = self._describe()
         if self.plan.checkpoint is not None:
             refuse_other_net(self.plan.checkpoint, self.described["model"]["net"], self.plan.line)
+            if "image_size" in self.plan.line.own:
+                self.model.carried = self.plan.checkpoint.weights
         try:
             self.trainer = self.instantiate_trainer()
         except (*BY_CONSTRUCTORS, ImportError, MisconfigurationException) as error:
@@ -229,7 +237,9 @@ class VixCLI(LightningCLI):
                 callbacks += [self.checkpoints]
             callbacks += self._wandb_record()
         elif self.plan.checkpoint is not None and self.subcommand in ("test", "predict"):
-            self.predictions = PredictionTable(self.run_folder, self.plan.checkpoint.path)
+            size = self.plan.checkpoint.image_size if "image_size" in self.plan.line.own else None
+            at = "_{}x{}".format(*size) if size else ""
+            self.predictions = PredictionTable(self.run_folder, self.plan.checkpoint.path, at=at)
             callbacks += [self.predictions]
         if config.enable_progress_bar is not False:
             callbacks += [RichProgress() if sys.stdout.isatty() else LineProgress()]
@@ -314,7 +324,8 @@ class VixCLI(LightningCLI):
         self._say_scores("test")
         if writes_files(self.trainer):
             say(calibration_line(self.predictions.evaluation, getattr(datamodule, "class_names", ())))
-            say(f"added to {self.run_folder.results}; one row an image in {self.run_folder.predictions}")
+            rows = self.predictions.named(self.run_folder.predictions)
+            say(f"added to {self.run_folder.results}; one row an image in {rows}")
 
     def predict(self, model: ImageClassifier, datamodule: Any, **options: Any) -> None:
         """Writes what is predicted for each image of the test split."""
@@ -322,7 +333,7 @@ class VixCLI(LightningCLI):
             options["return_predictions"] = False
             self.trainer.predict(model, datamodule=datamodule, weights_only=True, **options)
         if writes_files(self.trainer):
-            say(f"one row an image in {self.run_folder.folder / PREDICT_FILE}")
+            say(f"one row an image in {self.predictions.named(self.run_folder.folder / PREDICT_FILE)}")
 
     def _say_scores(self, split: str) -> None:
         assert self.plan.checkpoint is not None

@@ -8,13 +8,14 @@ from typing import Any
 
 from vix.training.checkpoint import Checkpoint, read_checkpoint
 from vix.training.errors import UsageError
+from vix.training.resize import resized
 from vix.training.runs import Run, find_checkpoint, new_run, run_of
 from vix.training.sources import CommandLine
 
 # What the data says of a net's place; the parser links these.
 LINKED = ("num_classes", "image_size", "channels")
 GROUPS = ("model", "trainer", "wandb")
-OWN = ("ckpt_path", "trust", "seeds", "find")
+OWN = ("ckpt_path", "trust", "seeds", "find", "image_size")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def make_plan(line: CommandLine, *, defaults: Path) -> Plan:
     path = find_checkpoint(place, resume=line.command == "fit")
     trusted = [module for module in line.own.get("trust", "").split(",") if module]
     checkpoint, home = read_checkpoint(path, trusted=trusted), run_of(path)
+    if "image_size" in line.own:
+        checkpoint = resized(checkpoint, _sides(line), trusted)
     if home is not None and line.command == "fit":
         # what the checkpoint does not know: trainer and logger
         first += ["--config", str(home.config)]
@@ -66,6 +69,19 @@ def make_plan(line: CommandLine, *, defaults: Path) -> Plan:
     parsed = (line.command, *first, "--config", settings, *line.arguments, "--ckpt_path", str(path))
     run = home or new_run(checkpoint.experiment or _experiment(line), _root(line))
     return Plan(line, parsed, checkpoint, run, fresh=home is None)
+
+
+def _sides(line: CommandLine) -> tuple[int, int]:
+    """The image size that the user gave: 64, or 64x48."""
+    given = line.own["image_size"]
+    if line.command == "fit":
+        raise UsageError(
+            f"--image_size {given}: for validate, test, predict and export; fit has its size from the data"
+        )
+    sides = given.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise UsageError(f"--image_size {given}: must be a side or HEIGHTxWIDTH in pixels, such as 64 or 64x48")
+    return int(sides[0]), int(sides[-1])
 
 
 def _root(line: CommandLine) -> Path:

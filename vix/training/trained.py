@@ -15,6 +15,7 @@ from vix.training.checkpoint import TRUSTED, Checkpoint, read_checkpoint
 from vix.training.classifier import refuse_misfit
 from vix.training.errors import UsageError, first_line
 from vix.training.plan import without
+from vix.training.resize import resized
 from vix.training.runs import find_checkpoint, run_of
 
 # The training side knows data sets by name only; this one reads files that the user names.
@@ -66,16 +67,14 @@ class Trained:
         return {"image_size": tuple(size), "channels": channels, "mean": mean, "std": std}
 
 
-def load_trained(
-    place: str, *, trusted: Sequence[str] = (), image_size: int | tuple[int, int] | None = None
-) -> Trained:
+def load_trained(place: str, *, trusted: Sequence[str] = (), image_size: tuple[int, int] | None = None) -> Trained:
     """Loads the net that `--ckpt_path` means; nothing in the file is executed.
 
     Args:
         place: A run folder, of which the best epoch is taken, or a checkpoint.
         trusted: Modules whose classes it may name beside ours.
-        image_size: Side of the images in pixels, or (height, width), where they are of another size than in training;
-            what belongs to places is interpolated then.
+        image_size: Height and width of the images in pixels, where they are of another size than in training; what
+            belongs to places is interpolated then.
 
     Raises:
         UsageError: If there is none, it does not fit, or cannot be had for that size.
@@ -83,6 +82,8 @@ def load_trained(
     checkpoint = read_checkpoint(find_checkpoint(place, resume=False), trusted=trusted)
     if checkpoint.model.get("net") is None:
         raise UsageError(f"{checkpoint.path}: its net has no spec, so it can be loaded from Python only")
+    if image_size is not None:
+        checkpoint = resized(checkpoint, image_size, trusted)
     try:
         net = build(checkpoint.model["net"], trusted=(*TRUSTED, *(f"{module.rstrip('.')}." for module in trusted)))
     except (TypeError, ValueError) as error:
@@ -91,13 +92,6 @@ def load_trained(
     weights = {name.removeprefix("net."): tensor for name, tensor in checkpoint.weights.items()}
     refuse_misfit(net, weights)
     net.load_state_dict(weights)
-    if image_size is not None:
-        if not hasattr(net, "resized"):
-            raise UsageError(f"image_size: {type(net).__name__} has no resized(), so its images have one size")
-        try:
-            net = net.resized(image_size)
-        except ValueError as error:
-            raise UsageError(f"image_size: {first_line(error)}") from error
     return Trained(net.float().eval(), checkpoint)
 
 

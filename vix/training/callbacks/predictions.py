@@ -28,10 +28,12 @@ class PredictionTable(Callback):
     Args:
         run: The run whose folder gets them.
         checkpoint: The file that was tested, named in the results.
+        at: Ends the names of what is written, where images are of another size than in training.
     """
 
-    def __init__(self, run: Run, checkpoint: Path) -> None:
+    def __init__(self, run: Run, checkpoint: Path, *, at: str = "") -> None:
         self.run = run
+        self.at = at
         self.checkpoint = checkpoint
         self.evaluation: dict[str, Any] = {}
         self._batches: list[tuple[torch.Tensor, ...]] = []
@@ -49,7 +51,7 @@ class PredictionTable(Callback):
         self._batches.append(tuple(outputs.values()))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds the key `test` to results.json and writes predictions.csv."""
+        """Adds the key `test` (at another size `test_64x64`) to results.json and writes predictions.csv."""
         rows = self._rows()
         if not writes_files(trainer):
             return
@@ -68,14 +70,18 @@ class PredictionTable(Callback):
             "device": device(trainer),
             "written": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         }
-        write_text(self.run.predictions, table(rows))
-        write_json(self.run.results, {**read_json(self.run.results), "test": test})
+        write_text(self.named(self.run.predictions), table(rows))
+        write_json(self.run.results, {**read_json(self.run.results), f"test{self.at}": test})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes predict.csv."""
         rows = self._rows()
         if writes_files(trainer):
-            write_text(self.run.folder / PREDICT_FILE, table(rows))
+            write_text(self.named(self.run.folder / PREDICT_FILE), table(rows))
+
+    def named(self, path: Path) -> Path:
+        """Where a file goes."""
+        return path.with_stem(path.stem + self.at)
 
     def _rows(self) -> list[Row]:
         batches, self._batches = self._batches, []
