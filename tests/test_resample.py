@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 import vix
 from tests.nets import images, tiny
-from vix.resample import places, resample, resample_distances, resample_sum
+from vix.mixers import MLPMixing
+from vix.resample import places, resample, resample_distances, resample_sum, weights_of
 from vix.spec import parameters_of
 from vix.tokens import Tokens
 
@@ -64,6 +65,15 @@ def test_a_default_patch_stays_what_it_was(name: str) -> None:
     assert net.resized(64).tokens.grid == (64, 64)
 
 
+@pytest.mark.parametrize(("old", "new"), [(1, 3), (4, 8), (5, 7), (8, 3), (6, 6)])
+def test_the_weights_of_a_row_are_those_of_an_image(old: int, new: int) -> None:
+    torch.manual_seed(0)
+    image, weights = torch.randn(old, 5, dtype=torch.float64), weights_of(old, new)
+    options = {"mode": "bicubic", "antialias": True, "align_corners": False}
+    assert_close(weights @ image, functional.interpolate(image[None, None], (new, 5), **options)[0, 0])
+    assert_close(weights.sum(1), torch.ones(new, dtype=torch.float64))
+
+
 def smooth(count: int) -> Tensor:
     """A slow wave over a grid of `count` by `count` tokens, and its fellow, sampled at the tokens' centres."""
     y, x = torch.meshgrid(*[(torch.arange(count, dtype=torch.float64) + 0.5) / count] * 2, indexing="ij")
@@ -81,15 +91,32 @@ def test_a_smooth_table_is_the_same_wave_on_a_finer_grid() -> None:
     assert error.max() < 0.1
 
 
-def test_sums_stay_what_they_were_and_the_class_token_keeps_its_weight() -> None:
-    old, new = Tokens((8, 8), 1), Tokens((16, 16), 1)
-    weights = torch.cat([torch.full((1, 2), 3.0, dtype=torch.float64), smooth(8)])
-    weights[1:, 0] = 5.0
+@pytest.mark.parametrize("grid", [(16, 16), (12, 20)], ids=str)
+def test_sums_over_interpolated_tokens_stay_what_they_were(grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    old, new = Tokens((8, 10), 1), Tokens(grid, 1)
+    # Noise: nothing is asked to be smooth.
+    weights, tokens = (torch.randn(old.count, 3, dtype=torch.float64) for _ in range(2))
     finer = resample_sum(weights, old, new)
     assert_close(finer[:1], weights[:1])
-    assert_close(finer[1:, 0].sum(), weights[1:, 0].sum())
-    # A wave loses a little at the border.
-    assert abs(finer[1:, 1].sum() - weights[1:, 1].sum()) < 0.1
+    assert_close(finer.mT @ resample(tokens, old, new), weights.mT @ tokens)
+    assert_close(finer.sum(0), weights.sum(0))
+
+
+@torch.no_grad()
+def test_linformer_and_mlp_mixing_are_the_same_for_interpolated_tokens() -> None:
+    torch.manual_seed(0)
+    old, new = Tokens((4, 6)), Tokens((8, 9))
+    small, large = (vix.Linformer(vix.AttentionSpec(2, 4, each, each), rank=3).double() for each in (old, new))
+    large.take_from(small)
+    k, v = torch.randn(2, 1, 2, old.count, 4, dtype=torch.float64)
+    finer = [torch.stack([resample(head, old, new) for head in x[0]])[None] for x in (k, v)]
+    q = torch.randn(1, 2, 5, 4, dtype=torch.float64)
+    assert_close(large(q, *finer), small(q, k, v))
+    mixers = [MLPMixing(4, each, hidden=7).double() for each in (old, new)]
+    mixers[1].take_from(mixers[0])
+    x = torch.randn(old.count, 4, dtype=torch.float64)
+    assert_close(mixers[1](resample(x, old, new)[None], new)[0], resample(mixers[0](x[None], old)[0], old, new))
 
 
 def test_distances_are_measured_in_the_tokens_of_training() -> None:
@@ -149,7 +176,7 @@ def test_a_trained_net_keeps_its_accuracy_on_the_same_images_upscaled(
     sizes = {name: value for name, value in sizes.items() if name in parameters_of(system)}
     net = system(image_size=8, channels=1, num_classes=10, **sizes, **options)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    for _ in range(12):
+    for _ in range(6):
         for batch in data.train_dataloader():
             loss = functional.cross_entropy(net(data.transform(batch, train=False).images), batch.labels)
             optimizer.zero_grad()

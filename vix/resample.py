@@ -11,27 +11,45 @@ from torch.nn import functional
 from vix.tokens import Tokens
 
 
-def resample(values: Tensor, old: Tokens, new: Tokens) -> Tensor:
-    """Maps values of each token (n c) from one grid to another, bicubic with antialiasing; class tokens keep theirs.
+def weights_of(old: int, new: int) -> Tensor:
+    """Returns the matrix (new old), in float64, that interpolates a row of values: bicubic, antialiased."""
+    # One image whose columns are the impulses: as channels of images one wide torch 2.15 interpolates them wrongly.
+    impulses = torch.eye(old, dtype=torch.float64)[None, None]
+    return functional.interpolate(impulses, (new, old), mode="bicubic", antialias=True, align_corners=False)[0, 0]
 
-    Raises:
-        ValueError: If the grids have another number of class tokens.
-    """
+
+def _along_both(values: Tensor, down: Tensor, right: Tensor, old: Tokens, new: Tokens) -> Tensor:
+    """Multiplies the grid of values (n c) by a matrix along each axis; class tokens keep theirs."""
     if old.prefix != new.prefix:
         raise ValueError(f"{old} and {new} have another number of class tokens")
     if old.grid == new.grid:
         return values
-    prefix, places = values.split([old.prefix, old.count - old.prefix])
-    grid = rearrange(places, "(y x) c -> 1 c y x", y=old.grid[0])
-    grid = functional.interpolate(grid, new.grid, mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([prefix, rearrange(grid, "1 c y x -> (y x) c")])
+    prefix, grid = values.split([old.prefix, old.count - old.prefix])
+    grid = rearrange(grid, "(y x) c -> c y x", y=old.grid[0])
+    return torch.cat([prefix, rearrange(down.to(grid) @ grid @ right.to(grid).mT, "c y x -> (y x) c")])
+
+
+def resample(values: Tensor, old: Tokens, new: Tokens) -> Tensor:
+    """Maps values of each token (n c) from one grid to another; class tokens keep theirs.
+
+    Raises:
+        ValueError: If the grids have another number of class tokens.
+    """
+    down, right = (weights_of(before, after) for before, after in zip(old.grid, new.grid, strict=True))
+    return _along_both(values, down, right, old, new)
 
 
 def resample_sum(weights: Tensor, old: Tokens, new: Tokens) -> Tensor:
-    """As `resample` for weights (n c) of a sum over tokens: on a finer grid each of more tokens counts less."""
-    share = torch.ones(new.count, 1, dtype=weights.dtype, device=weights.device)
-    share[new.prefix :] = (old.count - old.prefix) / (new.count - new.prefix)
-    return resample(weights, old, new) * share
+    """Maps weights (n c) of a sum over tokens, so that tokens that `resample` made give the sum that they gave before.
+
+    With W what interpolates, these are pinv(W)^T times the old ones (FlexiViT has it for patches: Beyer et al., CVPR
+    2023, arXiv:2212.08013, section 3.4). To interpolate them too would blur twice what a net has learnt token by token.
+
+    Raises:
+        ValueError: If the grids have another number of class tokens.
+    """
+    down, right = (torch.linalg.pinv(weights_of(*sides)).mT for sides in zip(old.grid, new.grid, strict=True))
+    return _along_both(weights, down, right, old, new)
 
 
 def resample_distances(table: Tensor, old: Tokens, new: Tokens) -> Tensor:

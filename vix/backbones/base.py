@@ -118,9 +118,9 @@ class Backbone(Recorded, ABC):
     def resized(self, image_size: int | tuple[int, int]) -> Self:
         """Makes the same net for images of another size, with its weights.
 
-        A token has as many pixels as before, so there are others. What belongs to their places is interpolated:
-        learned positions, biases of distances, Linformer's projections, the networks of MLP-Mixer; rotations and sines
-        are squeezed onto the grid that they were trained with.
+        A token has as many pixels as before, so there are others. What belongs to their places is carried over to the
+        new grid (`vix.resample`): learned positions, biases of distances, Linformer's projections, the networks of
+        MLP-Mixer; rotations and sines are squeezed onto the grid that they were trained with.
 
         Args:
             image_size: Side of the images in pixels, or (height, width).
