@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning
 import torch
 import yaml
 from torch import nn
@@ -40,7 +40,7 @@ def write_run(run: Run, net: nn.Module, data: Mapping[str, Any] | None, *, impor
     if data is not None:
         about = {**_described(data, net), "data": dict(data)}
     checkpoint = {
-        "pytorch-lightning_version": pytorch_lightning.__version__,
+        "pytorch-lightning_version": version("pytorch-lightning"),
         # an epoch before the first
         "epoch": -1,
         "global_step": 0,

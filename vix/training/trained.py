@@ -43,7 +43,7 @@ class Trained:
     @property
     def class_names(self) -> tuple[str, ...]:
         """One name a class; numbers where the data had no names."""
-        count = int(self.net.num_classes) if hasattr(self.net, "num_classes") else 0
+        count: Any = getattr(self.net, "num_classes", 0)
         return self.checkpoint.class_names or tuple(str(number) for number in range(count))
 
     @property
