@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 import vix
-from tests.nets import images, tiny
+from tests.nets import SIZES, images, tiny
 from vix.swap import attention_layers, tokens_of
 from vix.swap.foreign import FusedProjection
 from vix.tokens import Tokens
@@ -205,6 +205,28 @@ def test_a_net_of_ours_refuses_to_describe_attention_that_differs_by_layer() -> 
     net = vix.swap_attention(tiny(vix.ViT), vix.Performer, layers=[0])
     with pytest.raises(TypeError, match="differs by layer"):
         net.spec  # noqa: B018
+
+
+def mixed() -> vix.Swapped:
+    made = partial(vix.ViT, **SIZES["VisionTransformer"])
+    return vix.Swapped(net=made, attention=vix.Performer, layers=[1], image_size=16, num_classes=5)
+
+
+def test_a_net_of_mixed_attention_is_like_any_other() -> None:
+    net = mixed().eval()
+    kernels = [type(each).__name__ for each in net.modules() if isinstance(each, vix.Attention)]
+    assert kernels == ["SoftmaxAttention", "Performer"]
+    again = vix.build(net.spec).eval()
+    again.load_state_dict(net.state_dict())
+    torch.testing.assert_close(again(images(net)), net(images(net)))
+    assert net.no_weight_decay() == {f"net.{name}" for name in net.net.no_weight_decay()}
+    vector = net.forward_head(net.forward_features(images(net)), pre_logits=True)
+    torch.testing.assert_close(net.head(vector), net(images(net)))
+    net.set_grad_checkpointing()
+    assert net.net.grad_checkpointing
+    net.reset_classifier(3)
+    assert net(images(net)).shape == (2, 3)
+    assert net.spec["init_args"]["num_classes"] == 3
 
 
 # Parts like those of an attention, and yet not softmax over tokens: channels, windows with a table, other names.

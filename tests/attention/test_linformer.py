@@ -74,3 +74,15 @@ def test_dropout_drops_weights_in_training_only() -> None:
 def test_rank_must_be_positive() -> None:
     with pytest.raises(ValueError, match="rank must be a positive whole number, got 0"):
         Linformer(AttentionSpec(2, 8, ODD, ODD), rank=0)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_it_approaches_softmax_by_means_of_neighbours(share: bool) -> None:
+    q, k, v = inputs(ODD, ODD)
+    expected = reference.softmax(q, k, v)
+    for rank in (ODD.count, 5):
+        kernel = Linformer(AttentionSpec(2, 8, ODD, ODD), rank=rank, share_projection=share).double()
+        before = (kernel(q, k, v) - expected).square().mean()
+        kernel.approach_softmax()
+        after = (kernel(q, k, v) - expected).square().mean()
+        assert after < (1e-20 if rank == ODD.count else before)

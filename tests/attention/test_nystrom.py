@@ -117,3 +117,16 @@ def test_named_systems_know_what_other_keys_need() -> None:
 def test_impossible_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nystrom(ODD, **options)
+
+
+def test_it_approaches_softmax_by_a_convolution_that_adds_nothing_yet() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 6, 4, dtype=torch.float64)
+    kernel = NystromAttention(AttentionSpec(2, 4, Tokens((2, 3)), Tokens((2, 3))), num_landmarks=6, iterations=None)
+    kernel.double().approach_softmax()
+    out = kernel(q, k, v)
+    torch.testing.assert_close(out, reference.softmax(q, k, v))
+    out.sum().backward()
+    assert kernel.residual is not None
+    assert kernel.residual.weight.grad is not None
+    assert kernel.residual.weight.grad.abs().max() > 0

@@ -1,6 +1,7 @@
 """Another attention in a trained vision transformer, ours or of timm or torchvision, on the weights that it has."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -157,6 +158,8 @@ class Swapped(Backbone):
         made: Any = net(image_size=self.image_size, num_classes=num_classes, channels=channels)
         self.tokens, self.num_features = tokens_of(made), made.num_features
         self.net: Any = swap_attention(made, attention, layers)
+        # What the net chose by the size of its images stays when `resized` makes it for another.
+        self._recorded["net"] = partial(net, **getattr(made, "pinned", {}))
 
     @property
     def head(self) -> nn.Module:  # type: ignore[override]  # the others' is an attribute
