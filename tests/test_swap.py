@@ -229,6 +229,14 @@ def test_a_net_of_mixed_attention_is_like_any_other() -> None:
     assert net.spec["init_args"]["num_classes"] == 3
 
 
+def test_a_net_of_mixed_attention_goes_to_another_resolution() -> None:
+    net = mixed().eval()
+    larger = net.resized(24)
+    assert larger(images(larger)).shape == (2, 5)
+    assert larger.tokens.count == 24 * 24 + 1
+    torch.testing.assert_close(larger.resized(24)(images(larger)), larger(images(larger)))
+
+
 # Parts like those of an attention, and yet not softmax over tokens: channels, windows with a table, other names.
 OTHERS: dict[str, Callable[[], Any]] = {
     "ResNet": lambda: torchvision.models.resnet18(num_classes=2),

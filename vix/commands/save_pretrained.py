@@ -29,17 +29,15 @@ def main(arguments: list[str]) -> int:
     from huggingface_hub.errors import HfHubHTTPError
 
     from vix.hub import Pretrained
-    from vix.training.checkpoint import read_checkpoint
-    from vix.training.classifier import ImageClassifier
     from vix.training.errors import UsageError, first_line
-    from vix.training.runs import find_checkpoint, read_json, run_of
+    from vix.training.runs import read_json, run_of
+    from vix.training.trained import load_trained
 
     try:
         if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
             raise UsageError(f"--out {options.out}: is there and not empty; a folder is written as a whole")
-        path = find_checkpoint(options.ckpt_path, resume=False)
-        checkpoint, run = read_checkpoint(path, trusted=options.trust), run_of(path)
-        net = ImageClassifier.load_from_checkpoint(path, trusted=options.trust).net
+        trained = load_trained(options.ckpt_path, trusted=options.trust)
+        checkpoint, run = trained.checkpoint, run_of(trained.checkpoint.path)
         about = {
             "class_names": list(checkpoint.class_names),
             "mean": list(checkpoint.mean),
@@ -49,7 +47,7 @@ def main(arguments: list[str]) -> int:
             "data": checkpoint.data["class_path"].rpartition(".")[2] if checkpoint.data else None,
             "results": read_json(run.results) if run else {},
         }
-        model = Pretrained(net, {name: value for name, value in about.items() if value})
+        model = Pretrained(trained.net, {name: value for name, value in about.items() if value})
         model.save_pretrained(options.out)
     except (UsageError, TypeError, ValueError) as error:
         print(first_line(error) if not isinstance(error, UsageError) else error, file=sys.stderr)

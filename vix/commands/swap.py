@@ -5,7 +5,6 @@ on the test split too. The new run is one that `test`, `predict` and the other c
 """
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,21 +31,16 @@ def main(arguments: list[str]) -> int:
         arguments: What stands after `main.py swap`.
 
     Returns:
-        0; 1 if data is missing; 2 if the command, the run or the recipe is wrong.
+        0, or 2 if the command, the run or the recipe is wrong.
     """
     options = parser().parse_args(arguments)
     # `--help` need not wait for these.
     from vix.training.console import quiet
     from vix.training.errors import UsageError, first_line
 
-    # By name: neither package imports the other.
-    data_error = importlib.import_module("datamodules").DataError
     try:
         with quiet():
             swap(options)
-    except data_error as error:
-        print(error, file=sys.stderr)
-        return 1
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
