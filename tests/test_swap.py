@@ -237,6 +237,13 @@ def test_a_net_of_mixed_attention_goes_to_another_resolution() -> None:
     torch.testing.assert_close(larger.resized(24)(images(larger)), larger(images(larger)))
 
 
+def test_a_second_swap_does_not_speak_for_the_layers_of_the_first() -> None:
+    net = vix.swap_attention(tiny(vix.ViT), vix.Performer, layers=[0])
+    for twice in (vix.swap_attention(net, vix.Linformer), vix.swap_attention(mixed(), vix.Linformer)):
+        with pytest.raises(TypeError, match="differs by layer"):
+            twice.spec  # noqa: B018
+
+
 # Parts like those of an attention, and yet not softmax over tokens: channels, windows with a table, other names.
 OTHERS: dict[str, Callable[[], Any]] = {
     "ResNet": lambda: torchvision.models.resnet18(num_classes=2),

@@ -66,8 +66,10 @@ def swap_attention(
             if child in made:
                 setattr(parent, name, made[child])
     if isinstance(model, Recorded):
+        new = {part for kernel in made.values() for part in kernel.modules()}
+        whole = new.issuperset(part for part in model.modules() if isinstance(part, Attention))
         for argument in {"attention", "shrinking_attention"} & {"attention", *model._recorded}:
-            model._recorded[argument] = attention if layers is None else _Several()
+            model._recorded[argument] = attention if whole and not isinstance(model, Swapped) else _Several()
     return model
 
 
