@@ -110,6 +110,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._opened: dict[Split, Samples | None] = {}
         self._rows: tuple[Tensor, Tensor] | None = None
         self._train_loader: Loader | None = None
+        self._resumed: dict[str, Any] = {}
 
     def _per_channel(self, name: str, given: Sequence[float] | None, fact: tuple[float, ...]) -> tuple[float, ...]:
         values = fact if given is None else tuple(float(value) for value in given)
@@ -163,7 +164,21 @@ class ImageDataModule(LightningDataModule, ABC):
         # `overfit_batches` asks for the same batches in every epoch
         shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
         self._train_loader = self._loader("train", self._split()[0], train=True, shuffle=shuffle)
+        if self._resumed:
+            self._train_loader.load_state_dict(self._resumed)
+            self._resumed = {}
         return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in its data.
+
+        Lightning keeps a loader's state too, but gives it back too late where a schedule asked for the number of steps.
+        """
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has the next training loader go on where the state was taken."""
+        self._resumed = state_dict
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Batches of the validation images; none where there are no such images."""

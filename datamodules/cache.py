@@ -5,9 +5,12 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,16 @@ from datamodules.download import new_folder
 from datamodules.errors import DataError
 from datamodules.samples import Samples
 
+if sys.platform != "win32":
+    import fcntl
+
 # of the format: a change to what is written or to how images are decoded gives every cache a new name
 VERSION = 1
 CHUNK = 256
 ARRAYS = ("images", "labels", "positions")
+# Begins the name of a folder that is being written.
+PARTIAL = ".partial-"
+JUST_MADE_SECONDS = 1.0
 
 
 def fingerprint(files: Iterable[tuple[str, os.stat_result]], **facts: Any) -> str:
@@ -115,9 +124,11 @@ def _write(source: Samples, cache: Path, folder: Path) -> None:
                 f"{cache} has {free >> 20:,} MiB free, the decoded images need {needed >> 20:,} MiB\n"
                 "Choose another folder (cache) or read the images as they are asked for (in_memory: false)."
             )
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
+        _clear_abandoned(cache)
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=cache))
     except OSError as error:
         raise _unwritable(cache, error) from None
+    held = _hold(partial)
     try:
         np.save(partial / "labels.npy", source.labels.numpy())
         np.save(partial / "positions.npy", source.positions.numpy())
@@ -125,6 +136,7 @@ def _write(source: Samples, cache: Path, folder: Path) -> None:
         images = np.lib.format.open_memmap(
             partial / "images.npy", mode="w+", dtype=np.uint8, shape=(len(source), *source.shape)
         )
+        _reserve(partial / "images.npy")
 
         def decode(rows: Tensor) -> None:
             images[rows[0] : rows[-1] + 1] = source.fetch(rows).numpy()
@@ -140,6 +152,41 @@ def _write(source: Samples, cache: Path, folder: Path) -> None:
         raise _unwritable(cache, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _reserve(path: Path) -> None:
+    """Takes a file's room on the disk now, where the system can: later its lack would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _hold(partial: Path) -> int | None:
+    """Marks a folder as being written by a process that lives; the system unmarks it when that ends, however."""
+    if sys.platform == "win32":
+        return None
+    place = os.open(partial, os.O_RDONLY)
+    # some network's file systems know no locks, and then nothing there is ever taken for abandoned
+    with suppress(OSError):
+        fcntl.flock(place, fcntl.LOCK_EX)
+    return place
+
+
+def _clear_abandoned(cache: Path) -> None:
+    """Removes what processes left that were killed while they decoded."""
+    for partial in cache.glob(f"{PARTIAL}*"):
+        # one just made may not be marked yet; any may vanish, or be marked
+        with suppress(OSError):
+            if sys.platform == "win32" or time.time() - partial.stat().st_mtime < JUST_MADE_SECONDS:
+                continue
+            place = os.open(partial, os.O_RDONLY)
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(place)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _unwritable(cache: Path, error: OSError) -> DataError:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 import vix
 from vix.training.callbacks import BestAndLast
 from vix.training.console import quiet
+from vix.training.files import WholeCheckpoints
 from vix.training.runs import Run
 
 TINY: dict[str, Any] = {"dim": 8, "depth": 1, "heads": 2, "dim_head": 4, "mlp_dim": 8, "patch_size": 2}
@@ -80,6 +81,7 @@ def fit(module: LightningModule, folder: Path, **options: Any) -> tuple[Trainer,
             default_root_dir=folder,
             enable_model_summary=False,
             callbacks=callbacks,
+            plugins=[WholeCheckpoints()],
             **{**settings, **options},
         )
         trainer.fit(module, datamodule=Noise())

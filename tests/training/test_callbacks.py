@@ -1,5 +1,6 @@
 """Progress on a terminal and in a log, and checkpoints that are whole or not there."""
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from vix.training import ImageClassifier
 from vix.training.callbacks import BestAndLast, LineProgress, RichProgress
 from vix.training.callbacks import progress as progress_module
 from vix.training.callbacks.predictions import table
+from vix.training.errors import StorageError
 from vix.training.runs import Run
 
 
@@ -70,12 +72,11 @@ def test_a_failed_write_leaves_the_checkpoint_before_it_whole(tmp_path: Path, mo
     trainer, run = fit(module, tmp_path, max_epochs=1)
     before = run.last.read_bytes()
 
-    def half(path: Path, *rest: object) -> None:
-        path.write_bytes(b"half")
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer, "save_checkpoint", half)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"last\.ckpt cannot be written: No space left"):
         BestAndLast(run).on_train_epoch_end(trainer, module)
     assert run.last.read_bytes() == before
     assert {path.name for path in run.last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}

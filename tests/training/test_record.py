@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vix.training.callbacks.record import settings_id
-from vix.training.runs import read_json, write_json
+from vix.training.files import read_json, write_json
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.distributed as dist
@@ -16,8 +16,10 @@ from torch.optim import AdamW
 from vix.spec import build
 from vix.training.callbacks.average import choose_trained
 from vix.training.checkpoint import COMPILED, TRUSTED, describe_data, read_checkpoint
-from vix.training.errors import UsageError
+from vix.training.console import say
+from vix.training.errors import TrainingError, UsageError
 from vix.training.metrics import Scores
+from vix.training.numerics import MOST_SKIPPED, first_trouble, largest_gradient
 from vix.training.optim import (
     OptimizerFactory,
     Schedule,
@@ -26,6 +28,7 @@ from vix.training.optim import (
     keep_settings,
     parameter_groups,
 )
+from vix.training.processes import is_first
 
 
 class ImageBatch(Protocol):
@@ -52,8 +55,11 @@ class ImageClassifier(LightningModule):
         compile_net: Whether to compile the net; a mapping is taken as the arguments of `torch.compile`.
         grad_checkpointing: Whether the net computes its blocks again in the backward pass instead of storing them.
 
+        nonfinite: What is done where a loss or a gradient is not finite: `stop` ends the training before the weights
+            are touched; `skip` leaves the batch out, but not ten in a row.
+
     Raises:
-        ValueError: If `label_smoothing` is no share, or the net cannot checkpoint.
+        ValueError: If `label_smoothing` is no share, `nonfinite` no such word, or the net cannot checkpoint.
     """
 
     def __init__(
@@ -66,10 +72,13 @@ class ImageClassifier(LightningModule):
         decay_all: bool = False,
         compile_net: bool | dict[str, Any] = False,
         grad_checkpointing: bool = False,
+        nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+        if nonfinite not in ("stop", "skip"):
+            raise ValueError(f"nonfinite must be stop or skip, got {nonfinite!r}")
         if grad_checkpointing:
             switch: Any = getattr(net, "set_grad_checkpointing", None)
             if switch is None:
@@ -81,11 +90,16 @@ class ImageClassifier(LightningModule):
         self.label_smoothing = label_smoothing
         self.decay_all = decay_all
         self.compile_net = compile_net
+        self.nonfinite = nonfinite
         self._compiled = False
         # Weights to take instead of a checkpoint's: its own, carried over to another size of image.
         self.carried: Mapping[str, Tensor] | None = None
         # Lightning's rate finder sets this; while it is None the rate is the optimiser's own.
         self.lr: float | None = None
+        # The last batch and its loss, not yet waited for.
+        self.batch: ImageBatch | None = None
+        self._loss = torch.zeros(())
+        self._skipped = 0
         self.train_scores, self.val_scores, self.test_scores = Scores(), Scores(), Scores()
         # Plain types, never the objects: a checkpoint with objects in it cannot be loaded safely.
         self.save_hyperparameters(
@@ -97,6 +111,7 @@ class ImageClassifier(LightningModule):
                 "decay_all": decay_all,
                 "compile_net": compile_net,
                 "grad_checkpointing": grad_checkpointing,
+                "nonfinite": nonfinite,
             },
             logger=False,
         )
@@ -114,13 +129,11 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: ImageBatch, batch_index: int) -> Tensor:
         """The loss with label smoothing; nothing here waits for the device."""
+        self.batch = batch
         logits = self(batch.images)
         loss = self.training_loss(batch, logits)
-        self.train_scores.update(loss.detach(), logits.detach(), batch.labels)
-        # logging costs time even at the steps that Lightning then leaves out
-        if (self.trainer.global_step + 1) % getattr(self.trainer, "log_every_n_steps", 50) == 0:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict({"train/loss_step": loss.detach(), "lr": rate}, on_step=True, on_epoch=False)
+        self._loss = loss.detach()
+        self.train_scores.update(self._loss, logits.detach(), batch.labels)
         return loss
 
     def training_loss(self, batch: ImageBatch, logits: Tensor) -> Tensor:
@@ -130,14 +143,20 @@ class ImageClassifier(LightningModule):
     def on_train_start(self) -> None:
         """Finds the parts of the net that count optimiser steps, such as a Performer that redraws its features."""
         self._counting: list[Any] = [part for part in self.net.modules() if hasattr(part, "after_step")]
-        self._counted = self.trainer.global_step
 
-    def on_train_batch_end(self, outputs: Any, batch: ImageBatch, batch_idx: int) -> None:
-        """Lets them count, where the batch ended a step."""
-        if self.trainer.global_step > self._counted:
-            self._counted = self.trainer.global_step
-            for part in self._counting:
-                part.after_step()
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Takes a step, counts and logs it; all that before a checkpoint of this very step may be written."""
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        super().optimizer_step(*args, **kwargs)
+        for part in self._counting:
+            part.after_step()
+        # Lightning's own way to the loggers leads there after the checkpoint
+        step = self.trainer.global_step
+        if (step + 1) % getattr(self.trainer, "log_every_n_steps", 50) == 0:
+            loss = self.trainer.strategy.reduce(self._loss.clone(), reduce_op="mean")
+            for logger in self.trainer.loggers:
+                values = {"train/loss_step": float(loss), "lr": rate}
+                logger.log_metrics({**values, "epoch": self.trainer.current_epoch}, step=step)
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's means, to the loggers at once: Lightning would after the epoch's checkpoint is written."""
@@ -155,6 +174,43 @@ class ImageClassifier(LightningModule):
         if dist.is_available() and dist.is_initialized():
             for buffer in self.net.buffers():
                 dist.broadcast(buffer, src=0)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Looks whether the step's numbers are finite, before clipping spreads what is not."""
+        if self._finite_step():
+            self._skipped = 0
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        step, epoch = self.trainer.global_step + 1, self.trainer.current_epoch + 1
+        assert self.batch is not None
+        what = f"step {step} (epoch {epoch}): " + (
+            "a gradient is not finite" if self._loss.isfinite() else f"the loss is {float(self._loss)}"
+        )
+        where = first_trouble(self.net, self.batch.images)
+        self._skipped += 1
+        if self.nonfinite == "stop" or self._skipped >= MOST_SKIPPED:
+            row = f", the {self._skipped}th in a row" if self.nonfinite == "skip" else ""
+            raise TrainingError(
+                f"{what}{row}; {where}\nStopped before this step changed the weights. What may help: a lower "
+                "--model.optimizer.lr, --trainer.gradient_clip_val=1, --trainer.precision=32-true"
+                + ("" if self.nonfinite == "skip" else ", or --model.nonfinite=skip")
+            )
+        if is_first():
+            say(f"{what}; {where}; this batch is left out")
+        # an optimiser passes by what has no gradient
+        optimizer.zero_grad(set_to_none=True)
+
+    def _finite_step(self) -> bool:
+        """Whether loss and gradients are finite, the same in all processes; waits for the device."""
+        if self.trainer.precision == "16-mixed":
+            # the scaler's first gradients are infinite by design, and it leaves out those steps itself
+            return bool(self.trainer.strategy.reduce(self._loss.float(), reduce_op="sum").isfinite())
+        largest = largest_gradient(self.net.parameters())
+        # gradients are the same in all processes, losses are not, and one that is not finite leaves no gradient finite
+        alone = self.trainer.world_size == 1
+        return bool(largest.isfinite() & self._loss.isfinite().to(largest.device) if alone else largest.isfinite())
 
     def validation_step(self, batch: ImageBatch, batch_index: int) -> dict[str, Tensor]:
         """Adds a batch to the validation scores and says what was predicted for each image."""
@@ -193,7 +249,8 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what later commands need to know of the data."""
-        checkpoint["vix"] = {**describe_data(self._datamodule), **checkpoint.get("vix", {})}
+        about = {**describe_data(self._datamodule), **checkpoint.get("vix", {})}
+        checkpoint["vix"] = {**about, "train_scores": self.train_scores.sums(self.trainer.strategy.reduce)}
         if self.lr is not None and checkpoint["hyper_parameters"]["optimizer"]:
             checkpoint["hyper_parameters"]["optimizer"]["init_args"]["lr"] = self.lr
 
@@ -204,6 +261,9 @@ class ImageClassifier(LightningModule):
         """
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             choose_trained(checkpoint)
+            # one process goes on with the sums of all
+            if self.trainer.is_global_zero and (sums := checkpoint.get("vix", {}).get("train_scores")):
+                self.train_scores.go_on(sums)
         checkpoint["state_dict"] = {
             name.replace(COMPILED, ""): tensor for name, tensor in checkpoint["state_dict"].items()
         }

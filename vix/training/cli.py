@@ -4,12 +4,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.callbacks import Callback
@@ -18,6 +19,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from torch import nn
 
 from vix.measure import parameters, summary
+from vix.training.batchnorm import SharedBatchNorms
 from vix.training.callbacks import (
     AveragedWeights,
     BestAndLast,
@@ -29,11 +31,13 @@ from vix.training.callbacks import (
     WandbRecord,
 )
 from vix.training.callbacks.predictions import PREDICT_FILE
-from vix.training.classifier import ImageClassifier
+from vix.training.classifier import ImageClassifier, cross_entropy
 from vix.training.console import calibration_line, cost_line, quiet, say, scores_line
-from vix.training.errors import UsageError, first_line
+from vix.training.errors import Stopped, StorageError, TrainingError, UsageError, first_line
+from vix.training.files import WholeCheckpoints
 from vix.training.finders import FINDERS, suggest
 from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb_files, wandb_logger
+from vix.training.memory import is_exhausted, release, what_fits
 from vix.training.plan import LINKED, OWN, Plan, make_plan, overlays
 from vix.training.processes import is_first, writes_files
 from vix.training.refusals import (
@@ -44,15 +48,18 @@ from vix.training.refusals import (
     refuse_other_net,
     say_differences,
 )
-from vix.training.runs import Run, discard, shared
+from vix.training.runs import Run, claimed, discard
 from vix.training.seeds import repeat
+from vix.training.signals import Signals, caught, exit_code, requeue_job
+from vix.training.signals import name as signal_name
 from vix.training.sources import COMMAND_LINE, read_command_line
+from vix.training.watch import Watch
 from vix.training.wording import explain
 from vix.traits import traits
 
 COMMANDS = ("fit", "validate", "test", "predict")
 # Belongs to one call of the command, not to the run.
-NOT_KEPT = ("config", "ckpt_path", "trust", "seeds", "find", "image_size", "verbose", "return_predictions")
+NOT_KEPT = ("config", "ckpt_path", "resume", "trust", "seeds", "find", "image_size", "verbose", "return_predictions")
 
 
 def run(arguments: Sequence[str], *, defaults: Path, program: Path) -> int:
@@ -64,25 +71,60 @@ def run(arguments: Sequence[str], *, defaults: Path, program: Path) -> int:
         program: The entry, for the processes of `--seeds`.
 
     Returns:
-        The exit code: 0, or 2 where the user's input was wrong.
+        The exit code: 0; 1 where a file cannot be written or training cannot go on; 2 where the user's input was
+        wrong; 128 and the signal's number where one asked for the end.
     """
+    run: Run | None = None
     try:
         with quiet():
             line = read_command_line(arguments, OWN)
             if "seeds" in line.own:
                 return repeat(line, program)
-            plan = make_plan(line, defaults=defaults)
-            with shared(plan.run) as run:
-                VixCLI(plan, run)
+            with caught() as signals:
+                plan = make_plan(line, defaults=defaults)
+                run = plan.run
+                VixCLI(plan, signals)
     except UsageError as error:
-        if os.environ.get("JSONARGPARSE_DEBUG", "").lower() not in ("", "0", "false"):
-            traceback.print_exc()
-        print(error, file=sys.stderr)
+        tell(error)
         return 2
+    except (StorageError, TrainingError) as error:
+        tell(error)
+        if is_first() and run is not None:
+            print(way_on(run), file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        if not is_first():
+            # the first process speaks for all; a launcher takes any other code for an accident
+            return 0
+        print(f"stopped by {signal_name(stop.number)}{'' if stop.saved else ', at once'}", file=sys.stderr)
+        if run is not None and line.command == "fit":
+            print(way_on(run), file=sys.stderr)
+        if stop.saved and stop.number == signals.requeue:
+            print(requeue_job(), file=sys.stderr)
+        return exit_code(stop)
     except SystemExit as end:
         # help, printed configurations and Lightning's interrupts end this way
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def tell(error: Exception) -> None:
+    """Prints an error's few words, and where debugging is asked for its whole story.
+
+    What fails while something that failed is cleared away is not the cause: the first error is told.
+    """
+    if os.environ.get("JSONARGPARSE_DEBUG", "").lower() not in ("", "0", "false"):
+        traceback.print_exc()
+    while isinstance(error.__context__, StorageError | TrainingError):
+        error = error.__context__
+    print(error, file=sys.stderr)
+
+
+def way_on(run: Run) -> str:
+    """One line on how to go on with a run that did not come to its end."""
+    if run.last.is_file() or run.best.is_file():
+        return f"to go on from the last whole checkpoint: python main.py fit --ckpt_path {run.folder}"
+    return "no checkpoint had been written yet: the same command begins anew"
 
 
 class VixCLI(LightningCLI):
@@ -90,12 +132,13 @@ class VixCLI(LightningCLI):
 
     Args:
         plan: What is to be done.
-        run: Where files go; in a process launched for one rank, its launcher's.
+        signals: Says whether the end is wanted.
     """
 
-    def __init__(self, plan: Plan, run: Run) -> None:
+    def __init__(self, plan: Plan, signals: Signals) -> None:
         self.plan = plan
-        self.run_folder = run
+        self.run_folder = plan.run
+        self.signals = signals
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             ImageClassifier,
@@ -135,6 +178,10 @@ class VixCLI(LightningCLI):
         parser.add_argument(
             "--ema", type=float | None, default=None, help="Decay of the weights' moving average, such as 0.999."
         )
+        parser.add_argument(
+            "--save_every", type=int, default=0, help="Optimiser steps between savings within an epoch, 0 for none."
+        )
+        parser.add_argument("--resume", type=str, default="", help="fit: auto goes on with this command's last run.")
         parser.add_argument("--seeds", type=str, default="", help="fit: train once for each, such as 0,1,2.")
         parser.add_argument(
             "--image_size",
@@ -204,14 +251,23 @@ class VixCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose files all go to the run's folder."""
         config = self._get(self.config_init, "trainer")
-        given = [] if self.find else config.callbacks or []
         self.kinds = {**traits(self.model.net), "data": type(self.datamodule).__name__}
         self.wandb_settings: WandbSettings = self._get(self.config_init, "wandb")
         self.wandb: WandbLogger | None = None
-        loggers = self._loggers(config)
-        callbacks = [*(given if isinstance(given, list) else [given]), *self._callbacks(config)]
+        self.watch = Watch()
+        loggers, norms = self._loggers(config), list[Any]()
+        callbacks = [self.watch, *([] if self.find else _listed(config.callbacks)), *self._callbacks(config)]
+        if config.sync_batchnorm:
+            norms, kwargs["sync_batchnorm"] = [SharedBatchNorms()], False
+        for plugin in _listed(config.plugins):
+            if isinstance(plugin, SLURMEnvironment):
+                self.signals.requeue = plugin.requeue_signal if plugin.auto_requeue else None
         return super().instantiate_trainer(
-            callbacks=callbacks, logger=loggers, default_root_dir=self.run_folder.folder, **kwargs
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[WholeCheckpoints(), *norms, *_listed(config.plugins)],
+            default_root_dir=self.run_folder.folder,
+            **kwargs,
         )
 
     def _callbacks(self, config: Any) -> list[Callback]:
@@ -219,7 +275,11 @@ class VixCLI(LightningCLI):
         if self.find:
             return callbacks
         self.checkpoints = BestAndLast(
-            self.run_folder, monitor=self._get(self.config, "monitor"), data=self.described["data"]
+            self.run_folder,
+            monitor=self._get(self.config, "monitor"),
+            data=self.described["data"],
+            every=self._get(self.config, "save_every"),
+            signals=self.signals,
         )
         self.record = RunRecord(
             self.run_folder,
@@ -227,6 +287,7 @@ class VixCLI(LightningCLI):
             costs=self.costs,
             checkpoints=self.checkpoints,
             overlays=overlays(self.plan.line),
+            asked=self.plan.asked,
         )
         if self.subcommand == "fit":
             callbacks += [self.record, RandomState()]
@@ -266,13 +327,10 @@ class VixCLI(LightningCLI):
         if self.subcommand != "fit" or config.fast_dev_run or self.find:
             return False
         self.metrics = MetricsTable(self.run_folder)
-        if self.plan.checkpoint is not None and not self.plan.fresh:
-            self.metrics.resume(self.plan.checkpoint.step)
         if config.logger is None or config.logger is True:
             self.wandb = wandb_logger(self.run_folder, self.wandb_settings, kinds=self.kinds)
             return [self.metrics, *([self.wandb] if self.wandb else [])]
-        others = config.logger or []
-        return [self.metrics, *(others if isinstance(others, list) else [others])]
+        return [self.metrics, *_listed(config.logger or None)]
 
     def _describe(self) -> dict[str, Any]:
         """The effective configuration in plain types, linked values included."""
@@ -306,7 +364,10 @@ class VixCLI(LightningCLI):
             finally:
                 discard(self.run_folder)
             return
-        with wandb_files(self.run_folder), self._closing():
+        held = claimed(self.run_folder) if writes_files(self.trainer) else nullcontext()
+        with wandb_files(self.run_folder), self._closing(), held:
+            if self.plan.checkpoint is not None and not self.plan.fresh and writes_files(self.trainer):
+                self.metrics.resume(self.plan.checkpoint.step)
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         if writes_files(self.trainer):
             say(closing_block(self.run_folder, self.checkpoints.best, self.checkpoints.last))
@@ -351,10 +412,29 @@ class VixCLI(LightningCLI):
             failed = False
         except MisconfigurationException as error:
             raise refusal(first_line(error), self.plan.line, ("trainer.",)) from error
+        except (RuntimeError, MemoryError) as error:
+            if is_exhausted(error):
+                raise self._memory_advice(error) from None
+            if told := self.watch.explain(error):
+                raise told from error
+            raise
         finally:
             close_wandb(failed=failed)
             if failed and self.plan.fresh and not self.record.begun and is_first():
                 discard(self.run_folder)
+
+    def _memory_advice(self, error: BaseException) -> TrainingError:
+        """What to say where memory did not suffice: what was tried and fits."""
+        device, batch = self.trainer.strategy.root_device, self.model.batch
+        release(error, device)
+        if batch is None:
+            return TrainingError(f"out of memory before the first step: {first_line(error)}")
+        accumulated = self.trainer.accumulate_grad_batches
+        found = what_fits(self.model.net, batch, cross_entropy, device, accumulated)
+        what = f"out of memory on {device} with batches of {len(batch.images)} images"
+        if not found:
+            return TrainingError(f"{what}, and not even one image fits: take a smaller net or a larger patch_size")
+        return TrainingError("\n".join([f"{what}; what was tried and fits, with as many images a step:", *found]))
 
 
 def net_costs(net: nn.Module) -> dict[str, int]:
@@ -370,6 +450,13 @@ def closing_block(run: Run, best: Mapping[str, Any], last: Mapping[str, Any]) ->
         [scores_line("best", best), scores_line("last", last)] if last else ["no validation, so there is no best epoch"]
     )
     return "\n".join([*lines, f"run    {run.folder}", f"test   python main.py test --ckpt_path {run.folder}"])
+
+
+def _listed(value: Any) -> list[Any]:
+    """Several, one or none, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _plain(data: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend, and helps for wording it."""
+"""The errors that end in a few words instead of a traceback, and helps for wording them."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,6 +6,28 @@ from difflib import get_close_matches
 
 class UsageError(Exception):
     """Something the user gave is wrong; the message has one to five lines and says what would do."""
+
+
+class StorageError(Exception):
+    """A file of the run cannot be written, for want of room or permission; the message names it."""
+
+
+class TrainingError(Exception):
+    """Training cannot go on: numbers went wrong, memory is exhausted, or a process was lost."""
+
+
+class Stopped(BaseException):
+    """A signal asked for an end; like KeyboardInterrupt it passes by whoever catches mere errors.
+
+    Args:
+        number: The signal's.
+        saved: Whether the state was saved at the last step.
+    """
+
+    def __init__(self, number: int, *, saved: bool) -> None:
+        super().__init__(number)
+        self.number = number
+        self.saved = saved
 
 
 def first_line(error: BaseException) -> str:

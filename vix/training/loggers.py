@@ -18,8 +18,9 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from vix.training.console import say
+from vix.training.files import append_text, write_text
 from vix.training.processes import is_first
-from vix.training.runs import Run, write_text
+from vix.training.runs import Run
 
 FIRST = ("epoch", "step")
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -136,8 +137,7 @@ class MetricsTable(Logger):
             self._columns += sorted(new, key=lambda key: (key not in FIRST, key))
             write_text(self.path, _text(self._columns, [*rows, row], header=True))
         else:
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_text(self._columns, [row]))
+            append_text(self.path, _text(self._columns, [row]))
 
     @rank_zero_only
     def resume(self, step: int) -> None:
@@ -153,10 +153,11 @@ class MetricsTable(Logger):
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        return list(reader.fieldnames or ()), rows
+    # a process that was killed may have left half a row
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    reader = csv.DictReader(io.StringIO(whole))
+    rows = list(reader)
+    return list(reader.fieldnames or ()), rows
 
 
 def _text(columns: list[str], rows: list[dict[str, str]], *, header: bool = False) -> str:

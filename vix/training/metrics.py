@@ -1,10 +1,13 @@
 """Scores of a classification as true means over images, whatever the batch sizes and the number of processes."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+SUMS = ("loss", "top1", "topk", "images")
 
 
 class Scores(Metric):
@@ -25,9 +28,8 @@ class Scores(Metric):
         super().__init__()
         self.k = 1
         self.mixed = False
-        self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
-        for name in ("top1", "topk", "images"):
-            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        for name in SUMS:
+            self.add_state(name, torch.tensor(0.0 if name == "loss" else 0), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds one batch.
@@ -47,6 +49,21 @@ class Scores(Metric):
         self.top1 += hits[:, 0].sum()
         self.topk += hits.sum()
         self.images += len(labels)
+
+    def sums(self, reduce: Callable[..., Any]) -> dict[str, Any]:
+        """What was seen so far, of all processes; with `go_on` it takes the place of having seen it.
+
+        Args:
+            reduce: The strategy's: adds a tensor up over the processes.
+        """
+        sums = {name: reduce(getattr(self, name).clone(), reduce_op="sum") for name in SUMS}
+        return {**sums, "k": self.k, "mixed": self.mixed}
+
+    def go_on(self, sums: Mapping[str, Any]) -> None:
+        """Adds what was seen before."""
+        self.k, self.mixed = sums["k"], sums["mixed"]
+        for name in SUMS:
+            setattr(self, name, getattr(self, name) + sums[name].to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """The means, by name: `loss`, `top1`, and `top<k>` where k > 1; of mixed images `top1_mixed`."""

@@ -1,21 +1,27 @@
 """From what the user typed to what the parser gets: defaults, then a checkpoint's own settings, then the user's."""
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vix.training.checkpoint import Checkpoint, read_checkpoint
+from vix.training.console import say
 from vix.training.errors import UsageError
+from vix.training.processes import is_first
 from vix.training.resize import resized
-from vix.training.runs import Run, find_checkpoint, new_run, run_of
+from vix.training.runs import Run, find_checkpoint, new_run, run_of, unfinished_run
 from vix.training.sources import CommandLine
 
 # What the data says of a net's place; the parser links these.
 LINKED = ("num_classes", "image_size", "channels")
 GROUPS = ("model", "trainer", "wandb")
-OWN = ("ckpt_path", "trust", "seeds", "find", "image_size")
+OWN = ("ckpt_path", "resume", "trust", "seeds", "find", "image_size")
+# Says where and how a run is kept, so that the same training may be asked for with others.
+NOT_ASKED = ("runs", "wandb", "save_every")
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Plan:
         checkpoint: What to start from, None for a fresh training.
         run: Where files go: the checkpoint's run, or a new one where it lies in none.
         fresh: Whether the run is new.
+        asked: Identifies the settings that were given; `--resume auto` looks for it.
     """
 
     line: CommandLine
@@ -35,6 +42,7 @@ class Plan:
     checkpoint: Checkpoint | None
     run: Run
     fresh: bool
+    asked: str
 
 
 def make_plan(line: CommandLine, *, defaults: Path) -> Plan:
@@ -51,15 +59,15 @@ def make_plan(line: CommandLine, *, defaults: Path) -> Plan:
         if setting.key in GROUPS and not isinstance(setting.value, dict):
             raise UsageError(f"{setting.source}: {setting.key}: expected a mapping, got {setting.value}")
     first = ["--config", str(defaults)]
-    place = line.own.get("ckpt_path")
+    place, given = line.own.get("ckpt_path") or _to_resume(line), asked(line)
     if place is None:
         if line.command != "fit" and not {"-h", "--help"} & set(line.arguments):
             raise UsageError(f"{line.command} needs --ckpt_path with a run folder or a checkpoint")
         run = new_run(_experiment(line), _root(line))
-        return Plan(line, (line.command, *first, *line.arguments), None, run, fresh=True)
-    path = find_checkpoint(place, resume=line.command == "fit")
+        return Plan(line, (line.command, *first, *line.arguments), None, run, fresh=True, asked=given)
     trusted = [module for module in line.own.get("trust", "").split(",") if module]
-    checkpoint, home = read_checkpoint(path, trusted=trusted), run_of(path)
+    checkpoint = _read(place, resume=line.command == "fit", trusted=trusted)
+    path, home = checkpoint.path, run_of(checkpoint.path)
     if "image_size" in line.own:
         checkpoint = resized(checkpoint, _sides(line), trusted)
     if home is not None and line.command == "fit":
@@ -68,7 +76,41 @@ def make_plan(line: CommandLine, *, defaults: Path) -> Plan:
     settings = json.dumps(_settings(checkpoint, line))
     parsed = (line.command, *first, "--config", settings, *line.arguments, "--ckpt_path", str(path))
     run = home or new_run(checkpoint.experiment or _experiment(line), _root(line))
-    return Plan(line, parsed, checkpoint, run, fresh=home is None)
+    return Plan(line, parsed, checkpoint, run, fresh=home is None, asked=given)
+
+
+def asked(line: CommandLine) -> str:
+    """Eight characters that two commands share which ask for the same training, seed included."""
+    settings = [(setting.key, setting.value) for setting in line.settings if setting.key.split(".")[0] not in NOT_ASKED]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _to_resume(line: CommandLine) -> str | None:
+    """The run folder that `--resume auto` finds; a job that SLURM queued again need not be told."""
+    how = line.own.get("resume")
+    if how is None and not (line.command == "fit" and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"):
+        return None
+    if line.command != "fit" or how not in ("auto", None):
+        raise UsageError(f"--resume {how}: fit resumes with --resume auto, or with --ckpt_path and a run folder")
+    run = unfinished_run(_experiment(line), _root(line), asked(line))
+    if run is None and is_first():
+        say(f"no unfinished run of this command in {_root(line) / _experiment(line)}: starting a new one")
+    return None if run is None else str(run.folder)
+
+
+def _read(place: str, *, resume: bool, trusted: Sequence[str]) -> Checkpoint:
+    """The checkpoint that is meant; to resume, the best epoch's where the last one is damaged."""
+    path = find_checkpoint(place, resume=resume)
+    try:
+        return read_checkpoint(path, trusted=trusted)
+    except UsageError as error:
+        other = Run(Path(place)).best
+        if not resume or Path(place).is_file() or not other.is_file():
+            raise
+        checkpoint = read_checkpoint(other, trusted=trusted)
+        if is_first():
+            say(f"{error}; going on from {other}")
+        return checkpoint
 
 
 def _sides(line: CommandLine) -> tuple[int, int]:

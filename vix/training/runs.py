@@ -1,21 +1,22 @@
 """Run folders: `<root>/<experiment>/<id>/` holds all that a run writes."""
 
-import json
+import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from vix.training.errors import UsageError
+from vix.training.files import explained, read_json, remove_unfinished
 
-# Set before processes are launched, so that all of them write into one folder.
-RUN_VARIABLE = "VIX_RUN"
+if sys.platform != "win32":
+    import fcntl
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,53 @@ def new_run(experiment: str, root: Path) -> Run:
 
 
 @contextmanager
-def shared(run: Run) -> Iterator[Run]:
-    """Makes processes launched within use this run's folder, and yields the run to use.
+def claimed(run: Run) -> Iterator[None]:
+    """Creates a run's folder and keeps other processes from training the run as long as this one lives.
 
-    A process that was itself launched for one rank of a run gets the run that its launcher named.
+    Raises:
+        UsageError: If another process trains it.
+        StorageError: If there can be no such folder.
     """
-    if "LOCAL_RANK" in os.environ and RUN_VARIABLE in os.environ:
-        yield Run(Path(os.environ[RUN_VARIABLE]))
-        return
-    os.environ[RUN_VARIABLE] = str(run.folder.absolute())
+    with explained(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
+    # Windows cannot lock a folder
+    place = None if sys.platform == "win32" else _lock(run.folder)
     try:
-        yield run
+        remove_unfinished(run.folder)
+        yield
     finally:
-        os.environ.pop(RUN_VARIABLE, None)
+        if place is not None:
+            os.close(place)
+
+
+def _lock(folder: Path) -> int:
+    """Locks a folder; the system unlocks it when what is returned is closed, or the process dies."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            # a file system without locks
+            return place
+        os.close(place)
+        raise UsageError(f"{folder}: another process is training this run; wait for its end, or stop it") from None
+    return place
+
+
+def unfinished_run(experiment: str, root: Path, asked: str) -> Run | None:
+    """The newest run that began with the same settings, has a checkpoint and did not come to its end.
+
+    Args:
+        experiment: Name of the experiment.
+        root: Folder of the run folders.
+        asked: What identifies the settings, see `plan.asked`.
+    """
+    for folder in sorted((root / experiment).glob("*/"), reverse=True):
+        run = Run(folder)
+        results = read_json(run.results) if run.last.is_file() or run.best.is_file() else {}
+        if results.get("asked") == asked and results.get("finished") is False:
+            return run
+    return None
 
 
 def discard(run: Run) -> None:
@@ -119,10 +154,10 @@ def find_checkpoint(place: str, *, resume: bool) -> Path:
 
     Args:
         place: A checkpoint file or a run folder.
-        resume: In a folder take the last epoch's instead of the best on validation.
+        resume: In a folder take the last one instead of the best on validation.
 
     Returns:
-        The file; in a run folder without a best one (a run without validation) the last.
+        The file; in a run folder that has only one of the two, that.
 
     Raises:
         UsageError: If there is none.
@@ -133,47 +168,7 @@ def find_checkpoint(place: str, *, resume: bool) -> Path:
     if not path.exists():
         raise UsageError(f"--ckpt_path {place}: no such file or folder; give a run folder or a checkpoint in one")
     run = Run(path)
-    for candidate in [run.last] if resume else [run.best, run.last]:
+    for candidate in [run.last, run.best] if resume else [run.best, run.last]:
         if candidate.is_file():
             return candidate
     raise UsageError(f"--ckpt_path {place}: no checkpoint there; a run folder has checkpoints/last.ckpt")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a mapping as indented JSON, each list of numbers in one line, whole or not at all."""
-    write_text(path, _indented(content, "") + "\n")
-
-
-def _indented(value: Any, margin: str) -> str:
-    deeper = f"{margin}  "
-    if isinstance(value, Mapping) and value:
-        items = [
-            f"{json.dumps(str(key), ensure_ascii=False)}: {_indented(item, deeper)}" for key, item in value.items()
-        ]
-    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
-        items = [_indented(item, deeper) for item in value]
-    else:
-        return json.dumps(value, ensure_ascii=False)
-    first, last = "{}" if isinstance(value, Mapping) else "[]"
-    return f"{first}\n{deeper}" + f",\n{deeper}".join(items) + f"\n{margin}{last}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads what `write_json` wrote; an empty mapping where there is no such file."""
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: not one of our files: it holds no mapping")
-    return content

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from vix.training.console import say
-from vix.training.errors import UsageError
+from vix.training.errors import Stopped, UsageError
+from vix.training.signals import caught, exit_code
 from vix.training.sources import CommandLine
 
 
@@ -39,9 +40,9 @@ def repeat(line: CommandLine, program: Path) -> int:
     seeds = read_seeds(line.own["seeds"])
     if line.command != "fit":
         raise UsageError(f"--seeds belongs to fit; {line.command} works on one run")
-    for key, given in {"--ckpt_path": "ckpt_path" in line.own, "--find": "find" in line.own}.items():
-        if given:
-            raise UsageError(f"--seeds and {key} do not go together: give each run on its own")
+    for key in ("ckpt_path", "resume", "find"):
+        if key in line.own:
+            raise UsageError(f"--seeds and --{key} do not go together: give each run on its own")
     if setting := line.find("seed_everything"):
         raise UsageError(
             f"{setting.source}: seed_everything: {setting.value}, but --seeds gives the seeds; leave it out"
@@ -49,11 +50,13 @@ def repeat(line: CommandLine, program: Path) -> int:
     for number, seed in enumerate(seeds, start=1):
         say(f"seed {seed} ({number} of {len(seeds)})")
         process = subprocess.Popen([sys.executable, str(program), "fit", *line.arguments, f"--seed_everything={seed}"])
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            # the run got the signal too, and ends in order
-            code = process.wait() or 1
+        with caught():
+            try:
+                code = process.wait()
+            except Stopped as stop:
+                # from the keyboard the run got it too, but twice within a second is once
+                process.send_signal(stop.number)
+                code = process.wait() or exit_code(stop)
         if code:
             return code
     runs = line.find("runs")

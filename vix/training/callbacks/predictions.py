@@ -12,9 +12,10 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from vix.training.callbacks.record import device
+from vix.training.files import read_json, write_json, write_text
 from vix.training.metrics import evaluation
 from vix.training.processes import writes_files
-from vix.training.runs import Run, read_json, write_json, write_text
+from vix.training.runs import Run
 
 # Apart from what `test` wrote: `predict` may be given other images.
 PREDICT_FILE = "predict.csv"

@@ -88,6 +88,9 @@ class RichProgress(RichProgressBar):
         """Starts the clock."""
         super().on_train_start(trainer, pl_module)
         self._start = (time.monotonic(), trainer.global_step)
+        if trainer.fit_loop.restarted_mid_epoch:
+            # Lightning tells only of epochs that are begun
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins counting images anew."""

@@ -17,13 +17,14 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from vix.training.callbacks.checkpoints import BestAndLast
+from vix.training.files import read_json, write_json, write_text
 from vix.training.plan import LINKED, without
 from vix.training.processes import writes_files
-from vix.training.runs import Run, read_json, write_json, write_text
+from vix.training.runs import Run
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "wandb")
 # What changes no number, or is meant to differ between runs that are averaged.
-NO_SETTING = ("seed_everything", "runs", "wandb")
+NO_SETTING = ("seed_everything", "runs", "wandb", "save_every")
 NO_DATA_SETTING = ("seed", "root", "cache", "mirror", "in_memory", "num_workers")
 NO_TRAINER_SETTING = (
     "accelerator",
@@ -51,6 +52,7 @@ class RunRecord(Callback):
         costs: The net's parameters, tokens, operations.
         checkpoints: Knows the best and the last scores.
         overlays: Names of the YAMLs that were given beside the system's.
+        asked: Identifies the settings that were given.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class RunRecord(Callback):
         costs: Mapping[str, int],
         checkpoints: BestAndLast,
         overlays: Sequence[str] = (),
+        asked: str = "",
     ) -> None:
         self.run = run
         self.config = config
         self.costs = dict(costs)
         self.checkpoints = checkpoints
         self.overlays = list(overlays)
+        self.asked = asked
         self.circumstances: dict[str, Any] = {"versions": versions(), **commit(Path(__file__))}
         # Training has begun, so that from now on the folder is worth keeping.
         self.begun = False
@@ -125,6 +129,7 @@ class RunRecord(Callback):
             # a run that is resumed is given none again
             "overlays": self.overlays or earlier.get("overlays", []),
             "settings": settings_id(self.config),
+            "asked": earlier.get("asked", self.asked),
             "net": self.config["model"]["net"],
             "data": self.config["data"],
             "epochs": trainer.current_epoch if finished else trainer.current_epoch + int(trainer.global_step > 0),
