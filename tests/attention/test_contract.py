@@ -314,10 +314,13 @@ def test_backward_may_run_under_autocast(case: Case, place: Place) -> None:
 @at_places(ROUNDABLE, {"odd": PLACES["odd"], "fewer keys": PLACES["fewer keys"], "long": LONG})
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "pure"])
-def test_float16_stays_finite_from_small_to_large(case: Case, place: Place, scale: float, autocast: bool) -> None:
-    kernel = case.make(place, torch.float32 if autocast else torch.float16)
-    inputs = [(scale * tensor.detach()).half().requires_grad_() for tensor in place.inputs()]
-    with torch.autocast("cpu", torch.float16, enabled=autocast):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_stays_finite_from_small_to_large(
+    case: Case, place: Place, scale: float, autocast: bool, dtype: torch.dtype
+) -> None:
+    kernel = case.make(place, torch.float32 if autocast else dtype)
+    inputs = [(scale * tensor.detach()).to(dtype).requires_grad_() for tensor in place.inputs()]
+    with torch.autocast("cpu", dtype, enabled=autocast):
         out = kernel(*inputs)
     assert out.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients(out, inputs))

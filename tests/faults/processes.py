@@ -95,7 +95,7 @@ class Command:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 300) -> int:
         """The exit code, negative where a signal ended it."""
         self.process.join(seconds)
         if self.process.exitcode is None:
@@ -112,7 +112,7 @@ class Command:
     def ended(self) -> bool:
         return self.process.exitcode is not None
 
-    def wait_until(self, seen: Callable[[], Any], seconds: float = 120) -> None:
+    def wait_until(self, seen: Callable[[], Any], seconds: float = 300) -> None:
         """Waits for something to be seen, or for the end."""
         end = time.monotonic() + seconds
         while not seen() and not self.ended:

@@ -173,14 +173,14 @@ HUNGRY = [
     "--data.batch_size=1024",
     "--model.net.patch_size=1",
     "--model.net.dim=128",
-    "--model.net.depth=6",
+    "--model.net.depth=2",
     "--model.net.mlp_dim=512",
 ]
 
 
 @pytest.mark.slow
 def test_where_memory_does_not_suffice_it_is_said_what_would(tmp_path: Path) -> None:
-    command = Command(["fit", *HUNGRY], tmp_path / "hungry", prepare=partial(memory_above, 900 << 20))
+    command = Command(["fit", *HUNGRY], tmp_path / "hungry", prepare=partial(memory_above, 200 << 20))
     assert command.wait() == 1, command.log
     assert "Traceback" not in command.log
     assert "out of memory on cpu with batches of 1024 images; what was tried and fits" in command.log

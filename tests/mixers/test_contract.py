@@ -56,10 +56,16 @@ def test_output_does_not_depend_on_batch_mates(mixer: MixerFactory) -> None:
 
 @with_every_mixer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_stays_finite_under_autocast(mixer: MixerFactory, dtype: torch.dtype) -> None:
-    module, x = made(mixer, torch.float32), 30 * torch.randn(2, TOKENS.count, DIM)
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 1e3])
+def test_half_precision_stays_finite_under_autocast(mixer: MixerFactory, dtype: torch.dtype, scale: float) -> None:
+    module, x = made(mixer, torch.float32), (scale * torch.randn(2, TOKENS.count, DIM)).to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype):
-        assert module(x.to(dtype), TOKENS).isfinite().all()
+        out = module(x, TOKENS)
+    assert out.isfinite().all()
+    out.float().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters() if parameter.grad is not None)
 
 
 def transposed(x: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,23 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes, and of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class _Shared:
@@ -24,9 +39,9 @@ class _Shared:
             return result
         processes, dims = dist.get_world_size(), (0, *range(2, x.ndim))
         shape = (1, -1, *[1] * (x.ndim - 2))
-        mean = all_reduce(x.mean(dims)) / processes
+        mean = _Sum.apply(x.mean(dims)) / processes
         centred = x - mean.view(shape)
-        variance = all_reduce(centred.square().mean(dims)) / processes
+        variance = _Sum.apply(centred.square().mean(dims)) / processes
         # what is computed again for backward was counted before
         if self.track_running_stats and not getattr(self, "recomputing", False):
             self.num_batches_tracked.add_(1)

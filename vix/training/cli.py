@@ -419,6 +419,8 @@ class VixCLI(LightningCLI):
                 raise told from error
             raise
         finally:
+            self.watch.end()
+            self.signals.watched = False
             close_wandb(failed=failed)
             if failed and self.plan.fresh and not self.record.begun and is_first():
                 discard(self.run_folder)

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from vix.training.errors import Stopped
+from vix.training.processes import is_first
 
 # Of one wish: `kill` of a whole group, or a scheduler that says it twice.
 SAME_WISH_SECONDS = 1.0
@@ -41,8 +42,9 @@ class Signals:
         now = time.monotonic()
         if not self.wanted:
             self.wanted, self._since = number, now
-            # print() is not safe where it may have been interrupted itself
-            os.write(2, f"{name(number)}: stopping after this step; a second time: at once\n".encode())
+            if is_first():
+                # print() is not safe where it may have been interrupted itself
+                os.write(2, f"{name(number)}: stopping after this step; a second time: at once\n".encode())
         elif now - self._since > SAME_WISH_SECONDS:
             raise Stopped(number, saved=False)
 

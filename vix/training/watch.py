@@ -48,6 +48,10 @@ class Watch(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Looks no longer."""
+        self.end()
+
+    def end(self) -> None:
+        """Looks no longer; Lightning does not tell of an end by an error."""
         self._done.set()
 
     def explain(self, error: BaseException) -> TrainingError | None:

@@ -109,11 +109,6 @@ class BestAndLast(Checkpoint):
         if not _is_over(trainer) and (wanted := self._wanted(trainer)):
             raise Stopped(wanted, saved=True)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """From now on a signal ends the process at once."""
-        if self.signals is not None:
-            self.signals.watched = False
-
     def state_dict(self) -> dict[str, Any]:
         """The scores of the best and the last validation."""
         return {"best": self.best, "last": self.last}

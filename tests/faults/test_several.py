@@ -1,0 +1,164 @@
+"""Several processes train like one, end like one, and leave one run."""
+
+import csv
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.processes import ROOT, Command, assert_same, finished, leftovers, rows, runs
+from tests.test_main import QUICK, overlay, small
+from vix.training.checkpoint import read_checkpoint
+from vix.training.runs import Run
+
+pytestmark = pytest.mark.slow
+
+# 128 images, eight steps of sixteen; nothing is random but the order.
+STEPS = ["--data.fraction=0.0989", "--data.augment.crop=0", "--trainer.log_every_n_steps=1", "--trainer.max_epochs=2"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+
+
+def free_port() -> str:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return str(place.getsockname()[1])
+
+
+def pair(arguments: list[str], folder: Path) -> list[Command]:
+    """A command's two processes, as a launcher would start them."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    return [
+        Command([*arguments, *TWO], folder, environment={**common, "LOCAL_RANK": str(rank)}, log=f"log{rank}")
+        for rank in range(2)
+    ]
+
+
+def trained(arguments: list[str], folder: Path) -> Run:
+    """The one run of two processes."""
+    processes = pair(["fit", *arguments], folder)
+    assert [process.wait() for process in processes] == [0, 0], [process.log for process in processes]
+    (run,) = runs(folder)
+    return run
+
+
+def table(run: Run) -> list[dict[str, float]]:
+    with (run.folder / "metrics.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", ["vip_rope", "levit"])
+def test_two_processes_give_the_numbers_of_one_with_the_same_images_a_step(name: str, tmp_path: Path) -> None:
+    training = [*small(name), *QUICK, *STEPS]
+    one = finished([*training, "--data.batch_size=16"], tmp_path / "one")
+    two = trained([*training, "--data.batch_size=8", "--trainer.sync_batchnorm=true"], tmp_path / "two")
+    pairs = list(zip(table(one), table(two), strict=True))
+    assert len(pairs) == 16
+    for ours, theirs in pairs:
+        assert ours.keys() == theirs.keys()
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    weights = [read_checkpoint(run.last).weights for run in (one, two)]
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+    # evaluation under two processes: every image once
+    for run, folder in ((one, tmp_path / "one"), (two, tmp_path / "two")):
+        arguments = ["test", "--ckpt_path", str(run.folder)]
+        commands = pair(arguments, folder) if run is two else [Command(arguments, folder)]
+        assert {command.wait() for command in commands} == {0}, [command.log for command in commands]
+    scores = [json.loads(run.results.read_text())["test"] for run in (one, two)]
+    for key in ("images", "test/top1", "test/top5"):
+        assert scores[0][key] == scores[1][key]
+    assert scores[0]["test/loss"] == pytest.approx(scores[1]["test/loss"], abs=1e-5)
+    indices = [[line.split(",")[0] for line in run.predictions.read_text().splitlines()] for run in (one, two)]
+    assert indices[0] == indices[1]
+    assert len(set(indices[0])) == 360
+
+
+def test_two_processes_stop_at_the_same_step_and_go_on_exactly(tmp_path: Path) -> None:
+    training = [*small(), *QUICK, *STEPS, "--data.batch_size=8", "--model.net.dropout=0.2", "--save_every=1"]
+    whole = trained(training, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    processes = pair(["fit", *training], folder)
+    processes[0].wait_until(lambda: rows(folder) >= 3)
+    # one of them is told, both stop
+    processes[1].send(signal.SIGTERM)
+    assert [process.wait() for process in processes] == [143, 0], [process.log for process in processes]
+    (run,) = runs(folder)
+    assert f"python main.py fit --ckpt_path runs/vip_rope/{run.id}" in processes[0].log
+    assert 3 <= read_checkpoint(run.last).step < 16
+    assert trained([*training, "--resume", "auto"], folder).folder == run.folder
+    assert_same(whole, run)
+    random = torch.load(run.last, weights_only=True)["callbacks"]["RandomState"]["ranks"]
+    assert not torch.equal(random[0]["cpu"], random[1]["cpu"])
+    assert not leftovers(folder)
+
+
+def main(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "main.py"), "fit", *small(), *QUICK, *arguments]
+
+
+ENDLESS = [*overlay("two_gpus"), "--trainer.accelerator=cpu", "--trainer.max_epochs=100000", "--save_every=1"]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the first", "another"])
+def test_the_loss_of_a_process_ends_the_others_within_a_minute_with_the_cause(first: bool, tmp_path: Path) -> None:
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(main(*ENDLESS), cwd=tmp_path, stdout=log, stderr=log, env=environment)
+    end = time.monotonic() + 200
+    while rows(tmp_path) < 3:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < end, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    # the launched process runs the same command
+    other = next(pid for pid in children(process.pid) if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    start = time.monotonic()
+    os.kill(process.pid if first else other, signal.SIGKILL)
+    while alive(process.pid) or alive(other):
+        process.poll()
+        assert time.monotonic() < start + 60, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    told = (tmp_path / "log").read_text()
+    cause = "the first process of this training is gone" if first else rf"process 1 .*PID {other}.* killed by SIGKILL"
+    assert re.search(cause, told), told
+    assert "Traceback" not in told
+    assert process.wait() == (-signal.SIGKILL if first else 1)
+    (run,) = runs(tmp_path)
+    assert read_checkpoint(run.last).step >= 3
+
+
+def test_torchrun_trains_one_run_with_weights_and_biases(tmp_path: Path) -> None:
+    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, *main("--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp")[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = runs(tmp_path)
+    results = json.loads(run.results.read_text())
+    assert results["finished"] is True
+    assert results["device"]["processes"] == 2
+    assert len(list(run.folder.glob("wandb/offline-run-*"))) == 1
+    assert done.stdout.count("python main.py test --ckpt_path") == 1
