@@ -14,7 +14,7 @@ from tests.nets import images, tiny
 from tests.training.standin import fit, net
 from vix.hub import Pretrained
 from vix.training import ImageClassifier
-from vix.training.runs import read_json, write_json
+from vix.training.files import read_json, write_json
 
 ABOUT: dict[str, Any] = {
     "class_names": ["a", "b", "c", "d", "e"],

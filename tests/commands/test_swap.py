@@ -8,7 +8,7 @@ import yaml
 
 import main
 from vix.training import ImageClassifier
-from vix.training.runs import read_json
+from vix.training.files import read_json
 
 EXPERIMENTS = Path(main.__file__).parent / "experiments"
 DIGITS = str(EXPERIMENTS / "overlays" / "digits.yaml")

@@ -63,21 +63,28 @@ def test_two_processes_give_the_numbers_of_one_with_the_same_images_a_step(name:
     assert len(pairs) == 16
     for ours, theirs in pairs:
         assert ours.keys() == theirs.keys()
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+        for key, value in ours.items():
+            # an image counts for the other class where two logits are nearer than rounding
+            assert value == pytest.approx(theirs[key], abs=2 / 128 if "top" in key else 1e-5, rel=1e-5), key
     weights = [read_checkpoint(run.last).weights for run in (one, two)]
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
-    # evaluation under two processes: every image once
-    for run, folder in ((one, tmp_path / "one"), (two, tmp_path / "two")):
-        arguments = ["test", "--ckpt_path", str(run.folder)]
-        commands = pair(arguments, folder) if run is two else [Command(arguments, folder)]
+
+
+def test_two_processes_evaluate_every_image_once(tmp_path: Path) -> None:
+    run = finished([*small(), *QUICK], tmp_path)
+    arguments, seen = ["test", "--ckpt_path", str(run.folder)], []
+    for processes in (1, 2):
+        commands = pair(arguments, tmp_path) if processes == 2 else [Command(arguments, tmp_path)]
         assert {command.wait() for command in commands} == {0}, [command.log for command in commands]
-    scores = [json.loads(run.results.read_text())["test"] for run in (one, two)]
-    for key in ("images", "test/top1", "test/top5"):
-        assert scores[0][key] == scores[1][key]
-    assert scores[0]["test/loss"] == pytest.approx(scores[1]["test/loss"], abs=1e-5)
-    indices = [[line.split(",")[0] for line in run.predictions.read_text().splitlines()] for run in (one, two)]
-    assert indices[0] == indices[1]
-    assert len(set(indices[0])) == 360
+        scores = json.loads(run.results.read_text())["test"]
+        assert scores["device"]["processes"] == processes
+        seen.append((scores, run.predictions.read_text()))
+    (one, rows_of_one), (two, rows_of_two) = seen
+    assert rows_of_one == rows_of_two
+    assert one["images"] == two["images"] == 359
+    assert one["test/confusion"] == two["test/confusion"]
+    assert [one[f"test/{name}"] for name in ("top1", "top5")] == [two[f"test/{name}"] for name in ("top1", "top5")]
+    assert one["test/loss"] == pytest.approx(two["test/loss"], abs=1e-6)
 
 
 def test_two_processes_stop_at_the_same_step_and_go_on_exactly(tmp_path: Path) -> None:

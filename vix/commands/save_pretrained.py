@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
 
     from vix.hub import Pretrained
     from vix.training.errors import UsageError, first_line
-    from vix.training.runs import read_json, run_of
+    from vix.training.files import read_json
+    from vix.training.runs import run_of
     from vix.training.trained import load_trained
 
     try:

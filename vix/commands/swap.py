@@ -107,7 +107,8 @@ def swap(options: argparse.Namespace) -> None:
     from vix.training.distillation import DistilledClassifier
     from vix.training.errors import UsageError
     from vix.training.optim import WarmupCosine
-    from vix.training.runs import find_checkpoint, new_run, read_json, write_json
+    from vix.training.files import read_json, write_json
+    from vix.training.runs import find_checkpoint, new_run
 
     recipe = read_recipe(options)
     checkpoint = read_checkpoint(find_checkpoint(options.ckpt_path, resume=False), trusted=options.trust)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pytorch_lightning.plugins.layer_sync import LayerSync
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -76,5 +76,5 @@ class SharedBatchNorms(LayerSync):
 
 
 @cache
-def _shared(kind: type[nn.Module]) -> type[nn.Module]:
+def _shared(kind: Any) -> Any:
     return type(f"Shared{kind.__name__}", (_Shared, kind), {})

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     # `--help` need not wait for these
     from vix.commands.predict.tables import as_csv, as_json
     from vix.training.errors import UsageError
-    from vix.training.runs import write_text
+    from vix.training.files import write_text
     from vix.training.trained import image_files, load_trained
 
     try:

@@ -84,11 +84,11 @@ class RunRecord(Callback):
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
         if not writes_files(trainer):
             return
-        self.begun = True
         write_text(self.run.config, as_yaml(self.run, self.config))
         datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "split"):
             write_json(self.run.split, datamodule.split())
+        self.begun = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the results without scores, so that a run that dies early can be seen as such."""
