@@ -64,7 +64,8 @@ class SharedBatchNorms(LayerSync):
         """Before training."""
         for part in model.modules():
             if isinstance(part, _BatchNorm) and not isinstance(part, _Shared):
-                part.__class__ = _shared(type(part))
+                kind: Any = type(part)
+                part.__class__ = _shared(kind)
         return model
 
     def revert(self, model: Any) -> Any:
