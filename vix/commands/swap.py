@@ -106,8 +106,8 @@ def swap(options: argparse.Namespace) -> None:
     from vix.training.console import say
     from vix.training.distillation import DistilledClassifier
     from vix.training.errors import UsageError
-    from vix.training.optim import WarmupCosine
     from vix.training.files import read_json, write_json
+    from vix.training.optim import WarmupCosine
     from vix.training.runs import find_checkpoint, new_run
 
     recipe = read_recipe(options)

@@ -15,8 +15,8 @@ from vix.training.callbacks.record import commit, versions
 from vix.training.checkpoint import describe_data
 from vix.training.classifier import ImageClassifier
 from vix.training.errors import UsageError, first_line
-from vix.training.plan import LINKED, without
 from vix.training.files import write_json, write_text
+from vix.training.plan import LINKED, without
 from vix.training.runs import Run
 from vix.training.trained import make_data
 
