@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+DEEPEST = 1000
+"""Blocks that a net may have; a slip of the pen could ask for more than can ever be made, one by one."""
+
 
 def check_counts(**counts: Any) -> None:
-    """Refuses arguments that count something and are no positive whole number.
+    """Refuses arguments that count something and are no positive whole number, and a `depth` beyond `DEEPEST`.
 
     Raises:
         ValueError: With the first such argument's name and value.
@@ -22,6 +25,8 @@ def check_counts(**counts: Any) -> None:
     for name, count in counts.items():
         if type(count) is not int or count < 1:
             raise ValueError(f"{name} must be a positive whole number, got {count!r}")
+        if name == "depth" and count > DEEPEST:
+            raise ValueError(f"depth must be at most {DEEPEST}, got {count}")
 
 
 def check_rates(**rates: Any) -> None:

@@ -92,12 +92,18 @@ class Backbone(Recorded, ABC):
         """Maps images (b, channels, height, width) to logits (b, num_classes).
 
         Raises:
-            ValueError: If the images have another number of channels, or a size that the net cannot take.
+            ValueError: If the images have another number of channels, a size that the net cannot take, or, outside
+                autocast, another dtype than the weights.
         """
-        if images.ndim != 4 or images.shape[1] != self.channels:
+        if images.ndim != 4 or images.shape[1] != self.channels or 0 in images.shape:
             raise ValueError(
                 f"{type(self).__name__} takes images (batch, {self.channels}, height, width), got {tuple(images.shape)}"
             )
+        # replicas of DataParallel have no parameters by name
+        dtype = next((weight.dtype for weight in self.parameters()), images.dtype)
+        casts = torch.is_autocast_enabled(images.device.type) and images.is_floating_point()
+        if images.dtype != dtype and not casts:
+            raise ValueError(f"{type(self).__name__} takes images of {dtype} like its weights, got {images.dtype}")
         return self.forward_head(self.forward_features(images))
 
     def get_classifier(self) -> nn.Module:

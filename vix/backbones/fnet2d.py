@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vix.backbones.base import Backbone, classifier
-from vix.layers import FeedForward, widen
+from vix.layers import FeedForward, check_counts, widen
 from vix.mixers.fourier import transform_by_products
 from vix.tokens import Tokens
 
@@ -82,6 +82,7 @@ class FNet2D(Backbone):
         for name, value, least in (("dim", dim, 2), ("depth", depth, 1), ("mlp_dim", mlp_dim, 1)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_counts(depth=depth)
         self.tokens, self.num_features = Tokens(self.image_size), dim
         self.stem = nn.Sequential(
             nn.Conv2d(channels, dim // 2, 3, padding=1),

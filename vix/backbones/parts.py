@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vix.embeddings import MOST_TOKENS
+from vix.layers import check_counts
 from vix.tokens import Tokens
 
 LEAST_SIDE = 8
@@ -42,6 +43,8 @@ def per_stage(value: int | Sequence[int], stages: int, name: str) -> tuple[int, 
     values: tuple[Any, ...] = tuple(value) if isinstance(value, list | tuple) else (value,) * stages
     if len(values) != stages or not all(type(each) is int and each > 0 for each in values):
         raise ValueError(f"{name} must be a positive whole number, or {stages} of them (as many as dim), got {value!r}")
+    if name == "depth":
+        check_counts(depth=sum(values))
     return values
 
 
