@@ -59,7 +59,8 @@ class ImageClassifier(LightningModule):
             are touched; `skip` leaves the batch out, but not ten in a row.
 
     Raises:
-        ValueError: If `label_smoothing` is no share, `nonfinite` no such word, or the net cannot checkpoint.
+        ValueError: If `label_smoothing` is no share, `optimizer` no class, `nonfinite` no such word, or the net cannot
+            checkpoint.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class ImageClassifier(LightningModule):
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         if nonfinite not in ("stop", "skip"):
             raise ValueError(f"nonfinite must be stop or skip, got {nonfinite!r}")
+        if not callable(optimizer):
+            raise ValueError(f"optimizer must be a class such as torch.optim.AdamW, got {optimizer}")
         if grad_checkpointing:
             switch: Any = getattr(net, "set_grad_checkpointing", None)
             if switch is None:

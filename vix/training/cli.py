@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.plugins.environments import SLURMEnvironment
@@ -15,7 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from vix.measure import parameters, summary
@@ -26,6 +27,7 @@ from vix.training.callbacks import (
     LineProgress,
     PredictionTable,
     RandomState,
+    RankSeed,
     RichProgress,
     RunRecord,
     WandbRecord,
@@ -36,7 +38,7 @@ from vix.training.console import calibration_line, cost_line, quiet, say, scores
 from vix.training.errors import Stopped, StorageError, TrainingError, UsageError, first_line
 from vix.training.files import WholeCheckpoints
 from vix.training.finders import FINDERS, suggest
-from vix.training.loggers import MetricsTable, WandbSettings, close_wandb, wandb_files, wandb_logger
+from vix.training.loggers import MetricsTable, WandbSettings, wandb_files, wandb_logger
 from vix.training.memory import is_exhausted, release, what_fits
 from vix.training.plan import LINKED, OWN, Plan, make_plan, overlays
 from vix.training.processes import is_first, writes_files
@@ -53,6 +55,7 @@ from vix.training.seeds import repeat
 from vix.training.signals import Signals, caught, exit_code, requeue_job
 from vix.training.signals import name as signal_name
 from vix.training.sources import COMMAND_LINE, read_command_line
+from vix.training.wandb_logger import SturdyWandbLogger, close_wandb
 from vix.training.watch import Watch
 from vix.training.wording import explain
 from vix.traits import traits
@@ -215,13 +218,17 @@ class VixCLI(LightningCLI):
             raise UsageError(explain(str(error), self.plan.line, keys)) from error
         config = self.config[self.config.subcommand]
         refuse_contradiction(self.plan.line, "data.seed", config.seed_everything, "seed_everything")
+        if not 0 <= config.seed_everything < 1 << 32:
+            raise self._out_of_range("seed_everything", f"from 0 to {(1 << 32) - 1}", config.seed_everything)
         if config.ema is not None and not 0 <= config.ema < 1:
-            setting = self.plan.line.find("ema")
-            source = setting.source if setting else COMMAND_LINE
-            raise UsageError(f"{source}: ema: must be at least 0 and below 1, or null, got {config.ema}")
+            raise self._out_of_range("ema", "at least 0 and below 1, or null", config.ema)
         self.find = self.plan.line.own.get("find", "")
         if self.find and (self.find not in FINDERS or self.plan.line.command != "fit"):
             raise UsageError(f"--find {self.find}: fit can find {' or '.join(FINDERS)}")
+
+    def _out_of_range(self, key: str, allowed: str, value: Any) -> UsageError:
+        setting = self.plan.line.find(key)
+        return UsageError(f"{setting.source if setting else COMMAND_LINE}: {key}: must be {allowed}, got {value}")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's settings were put before the user's, who therefore has the last word."""
@@ -235,6 +242,11 @@ class VixCLI(LightningCLI):
         except BY_CONSTRUCTORS as error:
             raise construction_refusal(error, self.plan.line) from error
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
+        try:
+            # what an optimiser refuses it would otherwise say in the midst of training
+            self.model.optimizer([nn.Parameter(torch.zeros(1))])
+        except BY_CONSTRUCTORS as error:
+            raise refusal(first_line(error), self.plan.line, ("model.optimizer.",)) from error
         self.costs = net_costs(self.model.net)
         if not self.costs["parameters"]:
             raise UsageError(f"model.net: {type(self.model.net).__name__} has no parameter to train")
@@ -253,7 +265,7 @@ class VixCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         self.kinds = {**traits(self.model.net), "data": type(self.datamodule).__name__}
         self.wandb_settings: WandbSettings = self._get(self.config_init, "wandb")
-        self.wandb: WandbLogger | None = None
+        self.wandb: SturdyWandbLogger | None = None
         self.watch = Watch()
         loggers, norms = self._loggers(config), list[Any]()
         callbacks = [self.watch, *([] if self.find else _listed(config.callbacks)), *self._callbacks(config)]
@@ -290,7 +302,8 @@ class VixCLI(LightningCLI):
             asked=self.plan.asked,
         )
         if self.subcommand == "fit":
-            callbacks += [self.record, RandomState()]
+            # what is restored comes after what is derived
+            callbacks += [self.record, RankSeed(self._get(self.config, "seed_everything")), RandomState()]
             ema = self._get(self.config, "ema")
             if ema is not None:
                 callbacks += [AveragedWeights(ema)]

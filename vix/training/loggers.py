@@ -5,7 +5,6 @@ import io
 import netrc
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from vix.training.console import say
 from vix.training.files import append_text, write_text
 from vix.training.processes import is_first
 from vix.training.runs import Run
+from vix.training.wandb_logger import SturdyWandbLogger, offline_line, settings
 
 FIRST = ("epoch", "step")
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -216,41 +216,29 @@ def _answers(url: str, seconds: float = 5.0) -> bool:
         return False
 
 
-class QuietWandbLogger(WandbLogger):
-    """Lightning's logger without the argument that W&B no longer knows, about which it would warn in every run."""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """W&B's run, started when it is first asked for."""
-        self._wandb_init.pop("anonymous", None)
-        return super().experiment
-
-
-def wandb_logger(run: Run, settings: WandbSettings, *, kinds: Mapping[str, str]) -> WandbLogger | None:
+def wandb_logger(run: Run, asked: WandbSettings, *, kinds: Mapping[str, str]) -> SturdyWandbLogger | None:
     """W&B's logger for a run, None where W&B is disabled; it tells how to sync where it is offline.
 
     Args:
         run: Its id is W&B's too, so that a run that is resumed stays one.
-        settings: What the user wants.
+        asked: What the user wants.
         kinds: What the run is of, such as its `system` and its `data`: the system groups it, all others tag it.
     """
-    mode, why = wandb_mode(settings.mode)
+    mode, why = wandb_mode(asked.mode)
     if mode == "disabled":
         return None
     if mode == "offline" and is_first():
-        say(f"W&B is offline ({why}); to upload later: wandb sync {run.folder / 'wandb'}/offline-run-*")
-    return QuietWandbLogger(
+        say(offline_line(why, run.folder))
+    return SturdyWandbLogger(
+        run.folder,
         name=run.experiment,
         id=run.id,
-        save_dir=run.folder,
-        project=settings.project,
-        entity=settings.entity,
-        group=settings.group or kinds.get("system"),
-        tags=[*(f"{kind}:{word}" for kind, word in kinds.items() if kind != "system"), *settings.tags],
+        project=asked.project,
+        entity=asked.entity,
+        group=asked.group or kinds.get("system"),
+        tags=[*(f"{kind}:{word}" for kind, word in kinds.items() if kind != "system"), *asked.tags],
         mode=mode,
-        # results.json has the commit
-        settings={"silent": True, "disable_git": True},
+        settings=settings(),
     )
 
 
@@ -268,10 +256,3 @@ def wandb_files(run: Run) -> Iterator[None]:
         yield
     finally:
         del os.environ["WANDB_DATA_DIR"]
-
-
-def close_wandb(*, failed: bool) -> None:
-    """Ends W&B's run, so that all is on disk and the next run of this process gets one of its own."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=int(failed))

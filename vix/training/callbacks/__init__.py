@@ -5,6 +5,7 @@ from vix.training.callbacks.checkpoints import BestAndLast
 from vix.training.callbacks.predictions import PredictionTable
 from vix.training.callbacks.progress import LineProgress, RichProgress
 from vix.training.callbacks.randomness import RandomState
+from vix.training.callbacks.ranks import RankSeed
 from vix.training.callbacks.record import RunRecord
 from vix.training.callbacks.wandb_record import WandbRecord
 
@@ -14,6 +15,7 @@ __all__ = [
     "LineProgress",
     "PredictionTable",
     "RandomState",
+    "RankSeed",
     "RichProgress",
     "RunRecord",
     "WandbRecord",

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import WandbLogger
 
 from vix.training.callbacks.checkpoints import BestAndLast, val_scores
 from vix.training.callbacks.predictions import Row, gathered
@@ -17,6 +16,7 @@ from vix.training.callbacks.showing import classes_table, confusion_chart, pictu
 from vix.training.console import say
 from vix.training.processes import writes_files
 from vix.training.runs import Run
+from vix.training.wandb_logger import SturdyWandbLogger
 
 
 class WandbRecord(Callback):
@@ -35,7 +35,7 @@ class WandbRecord(Callback):
     def __init__(
         self,
         run: Run,
-        logger: WandbLogger,
+        logger: SturdyWandbLogger,
         *,
         config: Mapping[str, Any],
         facts: Mapping[str, Any],
@@ -57,7 +57,7 @@ class WandbRecord(Callback):
         """Tells the settings, and in a resumed run what was best before."""
         if writes_files(trainer):
             facts = {**self.facts, "device": device(trainer)}
-            self.logger.experiment.config.update({**self.config, "facts": facts}, allow_val_change=True)
+            self.logger.log_hyperparams({**self.config, "facts": facts})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells what was best before, where the run is resumed."""
@@ -102,7 +102,7 @@ class WandbRecord(Callback):
     def _tell_best(self, trainer: Trainer) -> None:
         if writes_files(trainer) and self.checkpoints.best:
             best = {f"best/{name}": value for name, value in self.checkpoints.best.items()}
-            self.logger.experiment.summary.update(best)
+            self.logger.tell(lambda run: run.summary.update(best))
 
     def _shown(self, trainer: Trainer) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
@@ -132,7 +132,7 @@ class WandbRecord(Callback):
             f"{self.run.experiment}-{self.run.id}", type="model", metadata=dict(self.checkpoints.best)
         )
         artifact.add_file(str(self.run.best), name=self.run.best.name)
-        self.logger.experiment.log_artifact(artifact, aliases=["best"])
+        self.logger.tell(lambda run: run.log_artifact(artifact, aliases=["best"]))
 
 
 def evenly(rows: Sequence[Row], count: int) -> list[Row]:
