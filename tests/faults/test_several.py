@@ -2,15 +2,20 @@
 
 import csv
 import json
+import os
+import re
 import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.faults.processes import Command, assert_same, finished, leftovers, rows, runs
-from tests.test_main import QUICK, small
+from tests.faults.processes import ROOT, Command, assert_same, finished, leftovers, rows, runs
+from tests.test_main import QUICK, overlay, small
 from vix.training.checkpoint import read_checkpoint
 from vix.training.runs import Run
 
@@ -101,3 +106,66 @@ def test_two_processes_stop_at_the_same_step_and_go_on_exactly(tmp_path: Path) -
     random = torch.load(run.last, weights_only=True)["callbacks"]["RandomState"]["ranks"]
     assert not torch.equal(random[0]["cpu"], random[1]["cpu"])
     assert not leftovers(folder)
+
+
+def main(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "main.py"), "fit", *small(), *QUICK, *arguments]
+
+
+ENDLESS = [*overlay("two_gpus"), "--trainer.accelerator=cpu", "--trainer.max_epochs=100000", "--save_every=1"]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_loss_of_a_process_ends_the_others_within_a_minute_with_the_cause(tmp_path: Path) -> None:
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(main(*ENDLESS), cwd=tmp_path, stdout=log, stderr=log, env=environment)
+    end = time.monotonic() + 400
+    while rows(tmp_path) < 3:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < end, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    # the launched process runs the same command
+    other = next(pid for pid in children(process.pid) if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    start = time.monotonic()
+    os.kill(other, signal.SIGKILL)
+    while alive(process.pid) or alive(other):
+        process.poll()
+        assert time.monotonic() < start + 60, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    told = (tmp_path / "log").read_text()
+    assert re.search(rf"process 1 .*PID {other}.* killed by SIGKILL", told), told
+    assert "Traceback" not in told
+    assert process.wait() == 1
+    (run,) = runs(tmp_path)
+    assert read_checkpoint(run.last).step >= 3
+
+
+def test_torchrun_trains_one_run_with_weights_and_biases(tmp_path: Path) -> None:
+    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, *main("--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp")[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = runs(tmp_path)
+    results = json.loads(run.results.read_text())
+    assert results["finished"] is True
+    assert results["device"]["processes"] == 2
+    assert len(list(run.folder.glob("wandb/offline-run-*"))) == 1
+    assert done.stdout.count("python main.py test --ckpt_path") == 1
