@@ -1,6 +1,7 @@
 """`python main.py dashboard`: a W&B workspace whose panels compare runs; without a server, the list of its panels."""
 
 import argparse
+import importlib
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +134,8 @@ def workspace(workspaces: Any, entity: str, project: str) -> Any:
 
 
 def _made(panel: Panel) -> Any:
-    from wandb_workspaces.reports import v2 as reports
+    # The package names what it exports only when it runs.
+    reports: Any = importlib.import_module("wandb_workspaces.reports.v2")
 
     if panel.kind == "lines":
         return reports.LinePlot(title=panel.title, x=panel.x, y=list(panel.y))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 import yaml
 from jsonargparse import ArgumentError
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.callbacks import Callback

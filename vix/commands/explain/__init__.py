@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     from vix.commands.explain.pictures import overview, single_tokens
     from vix.explain import explain
     from vix.training.errors import UsageError
-    from vix.training.runs import write_text
+    from vix.training.files import write_text
     from vix.training.trained import load_trained
 
     failures: dict[str, str] = {}

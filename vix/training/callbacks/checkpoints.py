@@ -122,7 +122,7 @@ class BestAndLast(Checkpoint):
         wanted = 0 if self.signals is None else self.signals.wanted
         if trainer.world_size > 1:
             here = torch.tensor(wanted, device=trainer.strategy.root_device)
-            wanted = int(trainer.strategy.reduce(here, reduce_op="max"))  # type: ignore[arg-type]  # a tensor it is
+            wanted = int(trainer.strategy.reduce(here, reduce_op="max"))
         return wanted
 
     def _save_last(self, trainer: Trainer) -> None:

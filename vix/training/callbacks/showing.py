@@ -25,7 +25,7 @@ def samples_table(rows: Sequence[Row], images: Tensor, names: Sequence[str]) -> 
     """
     import wandb
 
-    columns = ["image", "index", "label", "prediction", "probability", "right"]
+    columns: list[str | int] = ["image", "index", "label", "prediction", "probability", "right"]
     data = [
         [_picture(image), index, names[label], names[prediction], probability, label == prediction]
         for (index, label, prediction, probability), image in zip(rows, images, strict=True)
@@ -69,7 +69,7 @@ def confusion_chart(rows: Sequence[Row], names: Sequence[str]) -> Any:
     ]
     fields = ["Actual", "Predicted", "nPredictions"]
     return wandb.plot_table(
-        data_table=wandb.Table(columns=fields, data=data),
+        data_table=wandb.Table(columns=[*fields], data=data),
         vega_spec_name="wandb/confusion_matrix/v1",
         fields={field: field for field in fields},
         string_fields={"title": "Confusion matrix of the best epoch's validation"},
@@ -77,8 +77,8 @@ def confusion_chart(rows: Sequence[Row], names: Sequence[str]) -> Any:
 
 
 def _confusion(rows: Sequence[Row], classes: int) -> Tensor:
-    columns = [torch.tensor(column) for column in zip(*rows, strict=True)]
-    return torch.tensor(evaluation(*columns[1:], classes)["confusion"])
+    _, labels, predictions, probabilities = (torch.tensor(column) for column in zip(*rows, strict=True))
+    return torch.tensor(evaluation(labels, predictions, probabilities, classes)["confusion"])
 
 
 def _picture(image: Tensor, caption: str | None = None) -> Any:
