@@ -1,7 +1,5 @@
 """Sweeps as shipped: `fit` knows every key and value, and what an agent would start runs and is recorded."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -107,14 +105,19 @@ def test_a_sweep_asks_for_a_score_that_is_logged_and_for_nothing_that_wandb_does
 
 
 @pytest.mark.slow
-def test_what_an_agent_starts_runs_and_is_the_run_that_the_agent_named(tmp_path: Path) -> None:
+def test_what_an_agent_starts_runs_and_is_the_run_that_the_agent_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweep = read(ROOT / "experiments" / "sweeps" / "systems.yaml")
     sizes = ["dim=16", "depth=1", "heads=2", "dim_head=4", "mlp_dim=8", "patch_size=4"]
     quick = ["--data.fraction=0.1", "--trainer.max_epochs=1", f"--runs={tmp_path / 'runs'}"]
     line = command(sweep, next(draws(sweep))) + [f"--model.net.{size}" for size in sizes] + quick
     # what wandb's agent sets for a run of its sweep
     agent = {"WANDB_SWEEP_ID": "s1w2e3", "WANDB_RUN_ID": "a1b2c3d4", "WANDB_MODE": "offline", "HOME": str(tmp_path)}
-    subprocess.run(line, cwd=ROOT, env={**os.environ, **agent}, check=True, capture_output=True, timeout=300)
+    for name, value in agent.items():
+        monkeypatch.setenv(name, value)
+    # the interpreter that an agent would start for it is this one
+    assert main.main(line[line.index("main.py") + 1 :]) == 0
     folder = tmp_path / "runs" / "vit" / "a1b2c3d4"
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     run = wandb_file.run(file)
