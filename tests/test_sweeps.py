@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -116,7 +117,8 @@ def test_what_an_agent_starts_runs_and_is_the_run_that_the_agent_named(
     agent = {"WANDB_SWEEP_ID": "s1w2e3", "WANDB_RUN_ID": "a1b2c3d4", "WANDB_MODE": "offline", "HOME": str(tmp_path)}
     for name, value in agent.items():
         monkeypatch.setenv(name, value)
-    # the interpreter that an agent would start for it is this one
+    # the interpreter that an agent would start for it is this one, in which W&B knows nothing yet
+    wandb.teardown()
     assert main.main(line[line.index("main.py") + 1 :]) == 0
     folder = tmp_path / "runs" / "vit" / "a1b2c3d4"
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 
 import main
 from tests.training import wandb_file
@@ -52,6 +53,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     arguments += [f"--model.net.{name}={value}" for name, value in SIZES.items()]
     arguments += ["--data.fraction=0.2", "--trainer.max_epochs=4", "--trainer.log_every_n_steps=1"]
     arguments += [f"--wandb.images={IMAGES}", "--wandb.upload_best=true", "--wandb.tags=[first]"]
+    # It would go on with the folders of an earlier test's run.
+    wandb.teardown()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HOME", str(home))

@@ -158,11 +158,17 @@ def swap(options: argparse.Namespace) -> None:
     say(f"run    {run.folder}\ntest   python main.py test --ckpt_path {run.folder}")
 
 
+PLAIN_SOFTMAX = {"class_path": "vix.SoftmaxAttention", "init_args": {"fused": True, "dropout": 0.0}}
+
+
 def swapped_spec(net: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
     """The spec of a net with another attention; what the data says stands in the outer one."""
     from vix.training.plan import LINKED
 
-    arguments = net.get("init_args") or {}
+    arguments = dict(net.get("init_args") or {})
+    # The parser takes no class two levels down; left out, it is softmax, of which what is swapped leaves nothing.
+    if recipe["layers"] is None or arguments.get("attention") == PLAIN_SOFTMAX:
+        arguments.pop("attention", None)
     inner = {**net, "init_args": {name: value for name, value in arguments.items() if name not in LINKED}}
     linked = {name: value for name, value in arguments.items() if name in LINKED}
     return {

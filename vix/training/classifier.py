@@ -253,7 +253,7 @@ class ImageClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what later commands need to know of the data."""
         about = {**describe_data(self._datamodule), **checkpoint.get("vix", {})}
-        checkpoint["vix"] = {**about, "train_scores": self.train_scores.sums(self.trainer.strategy.reduce)}
+        checkpoint["vix"] = {**about, "train_scores": self.train_scores.sums(self.trainer.strategy.all_gather)}
         if self.lr is not None and checkpoint["hyper_parameters"]["optimizer"]:
             checkpoint["hyper_parameters"]["optimizer"]["init_args"]["lr"] = self.lr
 
@@ -264,9 +264,8 @@ class ImageClassifier(LightningModule):
         """
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             choose_trained(checkpoint)
-            # one process goes on with the sums of all
-            if self.trainer.is_global_zero and (sums := checkpoint.get("vix", {}).get("train_scores")):
-                self.train_scores.go_on(sums)
+            if sums := checkpoint.get("vix", {}).get("train_scores"):
+                self.train_scores.go_on(sums, self.trainer.global_rank, self.trainer.world_size)
         checkpoint["state_dict"] = {
             name.replace(COMPILED, ""): tensor for name, tensor in checkpoint["state_dict"].items()
         }

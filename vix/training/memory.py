@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_cpu")
+# oneDNN's words for no room, and for a precision that the processor lacks: neither would do as a setting.
+NO_PRIMITIVE = "could not create a primitive"
 
 
 class Batch(Protocol):
@@ -55,7 +57,7 @@ def what_fits(
                 value = loss(net(batch.images[:images].to(device)), batch.labels[:images].to(device))
             value.backward()
         except (MemoryError, RuntimeError) as error:
-            if not is_exhausted(error):
+            if not is_exhausted(error) and NO_PRIMITIVE not in str(error):
                 raise
             release(error, device)
             return False

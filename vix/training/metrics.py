@@ -50,20 +50,24 @@ class Scores(Metric):
         self.topk += hits.sum()
         self.images += len(labels)
 
-    def sums(self, reduce: Callable[..., Any]) -> dict[str, Any]:
-        """What was seen so far, of all processes; with `go_on` it takes the place of having seen it.
+    def sums(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """What each process saw so far; with `go_on` it takes the place of having seen it.
 
         Args:
-            reduce: The strategy's: adds a tensor up over the processes.
+            gather: The strategy's: sets the tensors of all processes in a row.
         """
-        sums = {name: reduce(getattr(self, name).clone(), reduce_op="sum") for name in SUMS}
+        sums = {name: gather(getattr(self, name).clone()).reshape(-1) for name in SUMS}
         return {**sums, "k": self.k, "mixed": self.mixed}
 
-    def go_on(self, sums: Mapping[str, Any]) -> None:
-        """Adds what was seen before."""
+    def go_on(self, sums: Mapping[str, Any], process: int, processes: int) -> None:
+        """Adds what was seen before: by this process, or by all where they were not as many, to the first one's."""
         self.k, self.mixed = sums["k"], sums["mixed"]
         for name in SUMS:
-            setattr(self, name, getattr(self, name) + sums[name].to(self.device))
+            seen = sums[name].to(self.device)
+            if len(seen) == processes:
+                setattr(self, name, getattr(self, name) + seen[process])
+            elif process == 0:
+                setattr(self, name, getattr(self, name) + seen.sum())
 
     def compute(self) -> dict[str, Tensor]:
         """The means, by name: `loss`, `top1`, and `top<k>` where k > 1; of mixed images `top1_mixed`."""
