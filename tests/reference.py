@@ -151,7 +151,7 @@ def of_performer(kernel: Performer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def of_nystrom(kernel: NystromAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     filters = None if kernel.residual is None else kernel.residual.weight[:, 0, :, 0]
     formula = nystrom_as_published if kernel.as_published else nystrom
-    return formula(q, k, v, kernel.num_landmarks, kernel.iterations, filters)
+    return formula(q, k, v, kernel.landmarks(q.shape[-2], k.shape[-2]), kernel.iterations, filters)
 
 
 FORMULAS: dict[type[Attention], Callable[..., Tensor]] = {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -119,7 +120,8 @@ class ConvolutionalEmbedding(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps (b c y x) in pixels to (b y x c) in tokens."""
         grid_of((images.shape[-2], images.shape[-1]), self.patch_size)
-        return rearrange(self.stem(images), "b c y x -> b y x c")
+        x = self.stem(images.contiguous(memory_format=torch.channels_last))
+        return rearrange(x, "b c y x -> b y x c").contiguous()
 
 
 EMBEDDINGS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {

@@ -122,7 +122,7 @@ class ViN(ViT):
     """Vision Nyströmformer: ViT with Nyström attention through landmarks.
 
     Args:
-        num_landmarks: Number of landmarks, clamped to the number of tokens.
+        num_landmarks: Number of landmarks; left out, 64, or a quarter of the tokens where that is less.
         as_published: Whether to use the published start of the pseudo-inverse, with which predictions depend on batch
             mates, and its zeros in front.
         vit: The arguments of `ViT`.
@@ -130,7 +130,7 @@ class ViN(ViT):
 
     settles = ("attention",)
 
-    def __init__(self, *, num_landmarks: int = 64, as_published: bool = False, **vit: Any) -> None:
+    def __init__(self, *, num_landmarks: int | None = None, as_published: bool = False, **vit: Any) -> None:
         super().__init__(
             attention=partial(NystromAttention, num_landmarks=num_landmarks, as_published=as_published), **vit
         )
@@ -241,7 +241,7 @@ class LeViN(LeViT):
     Between stages there are four keys for each query, and no residual convolution.
 
     Args:
-        num_landmarks: Number of landmarks, clamped to the number of tokens.
+        num_landmarks: Number of landmarks; left out, 64, or a quarter of the tokens where that is less.
         as_published: As in `ViN`; for a single stage only, since the published code has nothing between stages.
         position: `values` adds a 3x3 depth-wise convolution of the values to the attention's output; `none` nothing.
         levit: The arguments of `LeViT`.
@@ -252,7 +252,7 @@ class LeViN(LeViT):
     def __init__(
         self,
         *,
-        num_landmarks: int = 64,
+        num_landmarks: int | None = None,
         as_published: bool = False,
         position: Literal["values", "none"] = "values",
         **levit: Any,
@@ -292,7 +292,7 @@ class CvN(CvT):
     """CvT with Nyström attention, without its residual convolution where there are fewer keys than queries.
 
     Args:
-        num_landmarks: Number of landmarks, clamped to the number of keys.
+        num_landmarks: Number of landmarks; left out, 64, or a quarter of the keys where that is less.
         as_published: As in `ViN`; for `kv_stride=1` only, since the published code has as many keys as queries.
         kv_stride: Every how many tokens along each axis there is a key.
         cvt: The arguments of `CvT`.
@@ -300,7 +300,9 @@ class CvN(CvT):
 
     settles = ("attention",)
 
-    def __init__(self, *, num_landmarks: int = 64, as_published: bool = False, kv_stride: int = 2, **cvt: Any) -> None:
+    def __init__(
+        self, *, num_landmarks: int | None = None, as_published: bool = False, kv_stride: int = 2, **cvt: Any
+    ) -> None:
         attention = partial(NystromAttention, num_landmarks=num_landmarks, as_published=as_published)
         if kv_stride != 1:
             attention = partial(attention, **NystromAttention.options_for_other_keys)
@@ -331,14 +333,14 @@ class CCN(CCT):
     """CCT with Nyström attention.
 
     Args:
-        num_landmarks: Number of landmarks, clamped to the number of tokens.
+        num_landmarks: Number of landmarks; left out, 64, or a quarter of the tokens where that is less.
         as_published: As in `ViN`.
         cct: The arguments of `CCT`.
     """
 
     settles = ("attention",)
 
-    def __init__(self, *, num_landmarks: int = 64, as_published: bool = False, **cct: Any) -> None:
+    def __init__(self, *, num_landmarks: int | None = None, as_published: bool = False, **cct: Any) -> None:
         super().__init__(
             attention=partial(NystromAttention, num_landmarks=num_landmarks, as_published=as_published), **cct
         )

@@ -39,11 +39,21 @@ def test_enough_steps_of_the_iteration_give_softmax_too() -> None:
     exact = reference.softmax(q, k, v)
     steps = [1, 3, 6, 12, 24]
     errors = [
-        (nystrom(ODD, iterations=step, residual_kernel=None)(q, k, v) - exact).norm().item() / exact.norm().item()
+        (nystrom(ODD, num_landmarks=64, iterations=step, residual_kernel=None)(q, k, v) - exact).norm().item()
+        / exact.norm().item()
         for step in steps
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-8
+
+
+def test_left_out_landmarks_are_64_or_a_quarter_of_the_tokens() -> None:
+    counts = [1, 7, 65, 256, 1025]
+    assert [nystrom(ODD).landmarks(count, count) for count in counts] == [1, 1, 16, 64, 64]
+    assert nystrom(ODD).landmarks(1025, 64) == 16
+    assert nystrom(ODD, as_published=True).landmarks(65, 65) == 64
+    q, k, v = inputs(Tokens((5, 5)))
+    assert_close(nystrom(Tokens((5, 5)))(q, k, v), nystrom(Tokens((5, 5)), num_landmarks=6)(q, k, v))
 
 
 def test_landmarks_beyond_the_tokens_are_clamped() -> None:

@@ -6,11 +6,11 @@ from torch.testing import assert_close
 
 from tests import reference
 from vix.mixers import FourierMixing
-from vix.mixers.fourier import RealTransform, transform_by_products
+from vix.mixers.fourier import RealTransform, coprime_factors, transform_by_products
 from vix.tokens import Tokens
 
 
-@pytest.mark.parametrize(("count", "dim"), [(13, 6), (16, 8), (1, 5), (7, 1), (65, 48)])
+@pytest.mark.parametrize(("count", "dim"), [(13, 6), (16, 8), (1, 5), (7, 1), (65, 48), (1025, 5), (629, 4)])
 def test_it_is_the_real_part_of_the_transform_over_tokens_and_channels(count: int, dim: int) -> None:
     torch.manual_seed(0)
     tokens = Tokens((count, 1))
@@ -19,6 +19,13 @@ def test_it_is_the_real_part_of_the_transform_over_tokens_and_channels(count: in
     assert_close(out, expected)
     cotangent = torch.randn_like(out)
     assert_close(torch.autograd.grad(out, x, cotangent), torch.autograd.grad(expected, x, cotangent))
+
+
+def test_lengths_that_transforms_are_slow_at_are_made_by_products_of_coprime_factors() -> None:
+    assert coprime_factors(1025) == (25, 41)
+    assert coprime_factors(629) == (17, 37)
+    # small primes, a prime, a factor beyond the limit, too short
+    assert [coprime_factors(n) for n in (1024, 1021, 4097, 82)] == [None] * 4
 
 
 def test_it_has_no_parameters_and_takes_any_length() -> None:

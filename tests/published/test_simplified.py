@@ -7,7 +7,7 @@ import torch
 
 from tests.published.goldens import golden
 from vix import published
-from vix.published.simplified import Simplified, StandardNorm
+from vix.published.simplified import Simplified, StandardNorm, standardise
 
 SYSTEMS = ["CvN", "CvP", "LeViN", "LeViP"]
 
@@ -24,6 +24,28 @@ def test_the_norm_adds_its_eps_to_the_standard_deviation() -> None:
     torch.testing.assert_close(norm(x), expected)
     # At this scale a LayerNorm is another function.
     assert (norm(x) - torch.nn.functional.layer_norm(x, (8,))).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+def test_gradients_of_the_norm_are_those_of_its_formula(eps: float) -> None:
+    torch.manual_seed(0)
+    shapes = ((3, 5, 8), (8,), (8,))
+    x, weight, bias = inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    centred = x - x.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True).sqrt() + eps) * weight + bias
+    cotangent = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(standardise(x, weight, bias, eps=eps), inputs, cotangent),
+        torch.autograd.grad(expected, inputs, cotangent),
+    )
+
+
+def test_a_token_of_one_value_is_normalised_to_the_bias() -> None:
+    x = torch.ones(2, 8, requires_grad=True)
+    out = StandardNorm(8)(x)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert (out == 0).all()
+    assert grad.isfinite().all()
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -4,7 +4,6 @@ Source: Xiong et al., "Nyströmformer: A Nyström-Based Algorithm for Approximat
 arXiv:2102.03902, equations 11 to 14. Cost per head for l landmarks: O((n + m) l (d + e) + l^3) time.
 """
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -14,38 +13,12 @@ from torch.nn import functional
 
 from vix.attention.band import BandConvolution
 from vix.attention.base import Attention, AttentionSpec
-from vix.layers import check_counts, full_precision, recompute, widen
+from vix.attention.segments import segment_means
+from vix.attention.zeros import attend_beside_zeros, padded_landmarks
+from vix.layers import check_counts, full_precision, widen
 
-
-def segment_means(x: Tensor, segments: int) -> Tensor:
-    """Returns the means (b h s d) of s runs of neighbouring tokens of (b h n d), whose lengths differ by one at most.
-
-    The longer runs come first, so both kinds are a plain reshape.
-    """
-    length, longer = divmod(x.shape[-2], segments)
-    if not longer:
-        return x.unflatten(-2, (segments, length)).mean(dim=-2)
-    head, tail = x.split([longer * (length + 1), (segments - longer) * length], dim=-2)
-    means = [head.unflatten(-2, (longer, length + 1)).mean(dim=-2)]
-    means.append(tail.unflatten(-2, (segments - longer, length)).mean(dim=-2))
-    return torch.cat(means, dim=-2)
-
-
-def padded_landmarks(x: Tensor, landmarks: int, zeros: int, copies: int) -> Tensor:
-    """Returns `segment_means` of (b h n d) as if `zeros` zero tokens stood in front, which are not made.
-
-    With them the tokens must be a multiple of the landmarks. Those landmarks that are zero come first, `copies` of them
-    and no more.
-    """
-    length = (x.shape[-2] + zeros) // landmarks
-    missing = zeros % length
-    means = [x.new_zeros(*x.shape[:-2], copies, x.shape[-1])]
-    if missing:
-        means.append(x[..., : length - missing, :].sum(dim=-2, keepdim=True) / length)
-        x = x[..., length - missing :, :]
-    if x.shape[-2]:
-        means.append(segment_means(x, x.shape[-2] // length))
-    return torch.cat(means, dim=-2)
+MOST_LANDMARKS = 64
+"""By default, as published."""
 
 
 def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] | None = None) -> Tensor:
@@ -59,23 +32,27 @@ def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] 
         s: A Z0, of each head (h l l).
         block: What is multiplied.
         iterations: Steps of the iteration.
-        kept: If given, gets the S and the block of each step.
+        kept: If given, gets the S, the block and, but for the last, the S^2 of each step.
     """
     for step in range(iterations):
-        if kept is not None:
-            kept += [s, block]
+        start = block
         inner = torch.baddbmm(block, s, block, beta=7, alpha=-1)
         inner = torch.baddbmm(block, s, inner, beta=15, alpha=-1)
         block = torch.baddbmm(block, s, inner, beta=3.25, alpha=-0.25)
-        if step + 1 < iterations:
-            square = s @ s
-            inner = s.sub(square, alpha=1 / 7)
-            s = torch.baddbmm(s.sub(square, alpha=15 / 13), square, inner, beta=3.25, alpha=1.75)
+        if step + 1 == iterations:
+            if kept is not None:
+                kept += [s, start]
+            break
+        square = s @ s
+        if kept is not None:
+            kept += [s, start, square]
+        inner = s.sub(square, alpha=1 / 7)
+        s = s.sub(square, alpha=15 / 13).baddbmm_(square, inner, beta=3.25, alpha=1.75)
     return block
 
 
 class InverseTimes(torch.autograd.Function):
-    """`inverse_times` for S = A A^T / peak, with a gradient of three products a step and no kept powers.
+    """`inverse_times` for S = A A^T / peak, with a gradient of two products a step.
 
     With D the gradient of S p(S), that of S is the sum of -c_{i+j+1} S^i D S^j over the monomials of the polynomial,
     which for symmetric S and D folds into H + H^T with
@@ -102,8 +79,10 @@ class InverseTimes(torch.autograd.Function):
     @staticmethod
     def gradients(grad: Tensor, a: Tensor, peak: Tensor, *steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of A, of the numbers and of the block from that of the output."""
-        kept, total = list(steps), None
+        kept = list(steps)
+        total: Tensor | None = None
         while kept:
+            square = None if total is None else kept.pop()
             block, s = kept.pop(), kept.pop()
             # Of Horner's rule, whose inner values are made again beside the gradients.
             one = s @ torch.cat([grad, block], dim=-1)
@@ -115,7 +94,7 @@ class InverseTimes(torch.autograd.Function):
             grad_inner, outer = grad_inner.neg(), torch.sub(15 * block, outer)
             left = torch.cat([0.25 * grad, grad_outer, grad_inner], dim=-1)
             right = torch.cat([outer, inner, block], dim=-1)
-            if total is None:
+            if total is None or square is None:
                 half = -0.5 * left @ right.mT
             else:
                 # Of the recurrence.
@@ -123,7 +102,7 @@ class InverseTimes(torch.autograd.Function):
                 crossed = total.sub(product + product.mT, alpha=1 / 3.5)
                 half = total.sub(product, alpha=11 / 26)
                 half.baddbmm_(left, right.mT, beta=1.625, alpha=-0.5)
-                half.baddbmm_(torch.baddbmm(s, s, s, beta=-3.5), crossed, alpha=0.875)
+                half.baddbmm_(square.sub(s, alpha=3.5), crossed, alpha=0.875)
             total = half + half.mT
             grad = torch.baddbmm(3.25 * grad + 15 * grad_outer + 7 * grad_inner, s, grad_inner, alpha=-1)
         assert total is not None
@@ -181,7 +160,8 @@ class NystromAttention(Attention):
 
     Args:
         spec: The place to fill.
-        num_landmarks: Number of landmarks, clamped to the number of queries and of keys.
+        num_landmarks: Number of landmarks, clamped to the number of queries and of keys; left out, 64, or a quarter of
+            the fewer of both where that is less: with more the inverse alone costs as much as softmax attention.
         iterations: Steps towards the pseudo-inverse; part of the function, since six do not converge. None is exact.
         residual_kernel: Taps of the depth-wise convolution over the values, one filter a head; None for none.
         as_published: Whether to scale the iteration's start by a maximum over the whole batch, so that an image's
@@ -198,13 +178,13 @@ class NystromAttention(Attention):
         self,
         spec: AttentionSpec,
         *,
-        num_landmarks: int = 64,
+        num_landmarks: int | None = None,
         iterations: int | None = 6,
         residual_kernel: int | None = 33,
         as_published: bool = False,
     ) -> None:
         super().__init__(spec)
-        check_counts(num_landmarks=num_landmarks)
+        check_counts(num_landmarks=MOST_LANDMARKS if num_landmarks is None else num_landmarks)
         if iterations is not None and iterations < 1:
             raise ValueError(f"iterations must be positive, or None for the exact pseudo-inverse, got {iterations}")
         if residual_kernel is not None and (residual_kernel < 1 or residual_kernel % 2 == 0):
@@ -230,6 +210,14 @@ class NystromAttention(Attention):
                 bias=False,
             )
 
+    def landmarks(self, queries: int, keys: int) -> int:
+        """Returns the number of landmarks for these numbers of tokens; as published, as many as asked for."""
+        if self.as_published:
+            return MOST_LANDMARKS if self.num_landmarks is None else self.num_landmarks
+        if self.num_landmarks is None:
+            return max(1, min(MOST_LANDMARKS, queries // 4, keys // 4))
+        return min(self.num_landmarks, queries, keys)
+
     def approach_softmax(self) -> None:
         """Starts the convolution at zero, so that it adds nothing at first."""
         if self.residual is not None:
@@ -247,31 +235,23 @@ class NystromAttention(Attention):
     def through_landmarks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Does the same without the convolution.
 
-        Of the published zeros in front one key is made, and of landmarks that are means of zeros a few: what stands for
-        several weighs as many, by the logarithm of their number in a mask.
+        Of the published zeros in front no key is made, and of landmarks that are means of zeros a few: each stands for
+        several and weighs as many, by the logarithm of their number in a mask.
         """
-        n, landmarks = q.shape[-2], self.num_landmarks
+        n, landmarks, counts = q.shape[-2], self.landmarks(q.shape[-2], k.shape[-2]), None
         if not self.as_published or n % landmarks == 0:
-            # As published, as many landmarks as asked for.
-            landmarks = landmarks if self.as_published else min(landmarks, n, k.shape[-2])
             q_landmarks, k_landmarks = segment_means(q, landmarks), segment_means(k, landmarks)
-            counts = key_mask = landmark_mask = None
+            block = functional.scaled_dot_product_attention(q_landmarks, k, v)
         else:
             zeros = -n % landmarks
             empty = zeros * landmarks // (n + zeros)
             # Products like a multiple of 16.
             copies = min(empty, (empty - landmarks) % 16 or 16)
             q_landmarks, k_landmarks = (padded_landmarks(x, landmarks, zeros, copies) for x in (q, k))
-            counts = torch.ones(q_landmarks.shape[-2], dtype=widen(q).dtype, device=q.device)
-            counts[:copies] = empty / max(1, copies)
-            landmark_mask = counts.log().to(q.dtype).expand(n, -1)
-            key_mask = functional.pad(q.new_full((1,), math.log(zeros)), (n, 0)).expand(len(counts), -1)
-            k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
-        block = functional.scaled_dot_product_attention(q_landmarks, k, v, key_mask)
-        block = apply_inverse(q_landmarks, k_landmarks, block, self.iterations, self.as_published, counts)
-        block = block.to(q.dtype)
-        if counts is None:
-            return functional.scaled_dot_product_attention(q, k_landmarks, block)
-        # The padded keys are kept in full: what this would keep beside them is made again.
-        out: Tensor = recompute(functional.scaled_dot_product_attention, q, k_landmarks, block, landmark_mask)
-        return out
+            block = attend_beside_zeros(q_landmarks, k, v, zeros)
+            if copies < empty:
+                counts = torch.ones(q_landmarks.shape[-2], dtype=widen(q).dtype, device=q.device)
+                counts[:copies] = empty / copies
+        block = apply_inverse(q_landmarks, k_landmarks, block, self.iterations, self.as_published, counts).to(q.dtype)
+        mask = None if counts is None else counts.log().to(q.dtype).expand(n, -1)
+        return functional.scaled_dot_product_attention(q, k_landmarks, block, mask)

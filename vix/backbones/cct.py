@@ -59,7 +59,8 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps (b c y x) in pixels to (b c y x) in tokens."""
-        x = images
+        # Pooling is several times faster where a pixel's channels lie together, and tokens lie so anyway.
+        x = images.contiguous(memory_format=torch.channels_last)
         for convolution in self.convolutions:
             x = self.pool(self.activation(convolution(x)))
         return x

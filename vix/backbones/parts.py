@@ -74,8 +74,12 @@ def to_map(x: Tensor, tokens: Tokens) -> Tensor:
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """Maps a map (b c y x) to tokens (b n c)."""
-    return rearrange(x, "b c y x -> b (y x) c")
+    """Maps a map (b c y x) to tokens (b n c), each in one piece of memory.
+
+    Tokens that are a view of a map lie channel by channel, and so would all that is added to them: every linear map
+    behind them would copy them again.
+    """
+    return rearrange(x, "b c y x -> b (y x) c").contiguous()
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -6,6 +6,7 @@ Cost: O(n c log(n c)) time and no memory of its own.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,52 @@ from vix.layers import widen
 from vix.mixers.base import Mixer
 from vix.tokens import Tokens
 
+SHORTEST, LARGEST_FACTOR = 512, 64
+"""Of lengths that are transformed by products, and of their factors: beyond, an FFT costs less."""
+FAST_PRIME = 31
+"""The largest prime factor of lengths for which FFTs of CPUs are fast."""
+
+
+@cache
+def coprime_factors(n: int) -> tuple[int, int] | None:
+    """Splits a length that is slow to transform into two small coprime factors; None where an FFT does better."""
+    for first in range(math.isqrt(n) if n >= SHORTEST else 0, 1, -1):
+        second = n // first
+        if n % first == 0 and math.gcd(first, second) == 1 and second <= LARGEST_FACTOR:
+            prime = any(all(each % d for d in range(2, each)) for each in (first, second) if each > FAST_PRIME)
+            return (first, second) if prime else None
+    return None
+
+
+def waves_of_factors(p: int, q: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the DFT matrices of two coprime factors p and q of n, and the order of values before and after them.
+
+    With j = q a + p b before and k = k mod p, k mod q behind, exp(-2 pi i j k / n) is the product of the waves of a and
+    of b alone.
+    """
+    k = torch.arange(p * q)
+    before = (q * k[:p, None] + p * k[:q]).flatten() % (p * q)
+    first, second = (torch.complex(*waves(factor, like)) for factor in (p, q))
+    return first, second, before, k % p * q + k % q
+
+
+def half_transform(x: Tensor) -> Tensor:
+    """Returns the real part of the DFT over the last two axes of (b n c) up to the middle of the channels (b n c/2+1).
+
+    FFTs of CPUs are slow at lengths with a large prime factor, such as the 1,025 = 25 x 41 tokens of 32x32 pixels and a
+    class token. Two products with small matrices of waves are then faster (the prime factor algorithm: Good, "The
+    Interaction Algorithm and Practical Fourier Analysis", Journal of the Royal Statistical Society B 20, 1958).
+    """
+    half = torch.fft.rfft(x)
+    b, n, c = half.shape
+    factors = coprime_factors(n) if x.device.type == "cpu" else None
+    if factors is None:
+        return torch.fft.fft(half, dim=-2).real
+    p, q = factors
+    first, second, before, behind = waves_of_factors(p, q, x)
+    half = first @ half.index_select(-2, before).view(b, p, q * c)
+    return (second @ half.view(b * p, q, c)).real.reshape(b, n, c).index_select(-2, behind)
+
 
 def real_transform(x: Tensor) -> Tensor:
     """Returns the real part of the unnormalised DFT over the last two axes of real values (b n c).
@@ -22,7 +69,7 @@ def real_transform(x: Tensor) -> Tensor:
     Half the spectrum along the channels is enough: F(-u, -v) is the conjugate of F(u, v), so the rest is a mirror.
     """
     channels = x.shape[-1]
-    half = torch.fft.fft(torch.fft.rfft(x), dim=-2).real
+    half = half_transform(x)
     out = x.new_empty(x.shape)
     out[..., : half.shape[-1]] = half
     mirrored = half[..., 1 : (channels + 1) // 2]

@@ -9,23 +9,64 @@ Shapes: b batch, n tokens, c width, y x the map.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from vix.attention import AttentionFactory
 from vix.backbones import Backbone
-from vix.layers import FeedForward, full_precision, recompute
+from vix.backbones.parts import to_tokens
+from vix.layers import FeedForward, full_precision
 from vix.mixers import SelfAttention
 from vix.tokens import Tokens
+
+
+class Standardise(torch.autograd.Function):
+    """(x - mean) / (s + eps) * weight + bias over the last axis, with s the standard deviation; keeps its input alone.
+
+    torch's layer_norm, whose eps is in the root, differs by the factor s / (s + eps) of a token. Its backward takes any
+    scale for 1 / s: with the geometric mean of 1 / s and 1 / (s + eps), and the gradient scaled the other way, it is
+    the gradient of this one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Maps (... c) to (... c)."""
+        # The smallest number that keeps a constant token, whose deviation is zero, away from 0 / 0.
+        tiny = torch.finfo(x.dtype).tiny
+        out, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, tiny)
+        ctx.save_for_backward(x, mean, inverse, weight)
+        ctx.eps = eps
+        return torch.addcmul(bias, out.div_(1 + eps * inverse), weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradient (... c) of the output to those of the input, the weight and the bias."""
+        x, mean, inverse, weight = ctx.saved_tensors
+        shrink = (1 + ctx.eps * inverse).rsqrt()
+        grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            grad * shrink,
+            x,
+            x.shape[-1:],
+            mean,
+            inverse * shrink,
+            weight,
+            torch.zeros_like(weight),
+            (True, True, False),
+        )
+        return grad_x, grad_weight, grad.flatten(0, -2).sum(dim=0), None
 
 
 @full_precision
 def standardise(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """Returns (x - mean) / (standard deviation + eps) * weight + bias over the last axis."""
+    if not torch.compiler.is_compiling():
+        return Standardise.apply(x, weight, bias, eps)
     centred = x - x.mean(dim=-1, keepdim=True)
     return centred / (centred.square().mean(dim=-1, keepdim=True).sqrt() + eps) * weight + bias
 
@@ -46,7 +87,7 @@ class StandardNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (... c) to (... c)."""
-        return recompute(partial(standardise, eps=self.eps), x, self.weight, self.bias)
+        return standardise(x, self.weight, self.bias, eps=self.eps)
 
 
 class SimplifiedBlock(nn.Module):
@@ -90,9 +131,9 @@ class SimplifiedStage(nn.Module):
 
     def forward(self, x: Tensor, checkpointing: bool) -> Tensor:
         """Maps (b c y x) to (b c y x); `checkpointing` computes blocks again in backward."""
-        x = rearrange(self.convolutions(x), "b c y x -> b y x c")
-        tokens = Tokens((x.shape[1], x.shape[2]))
-        x = rearrange(self.norm(x), "b y x c -> b (y x) c")
+        x = self.convolutions(x.contiguous(memory_format=torch.channels_last))
+        tokens = Tokens((x.shape[-2], x.shape[-1]))
+        x = self.norm(to_tokens(x))
         for block in self.blocks:
             x = checkpoint(block, x, tokens, use_reentrant=False) if checkpointing else block(x, tokens)
         return rearrange(x, "b (y x) c -> b c y x", y=tokens.grid[0])
