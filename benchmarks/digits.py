@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -214,7 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tables", nargs="+", choices=list(cells()), default=list(cells()))
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="these experiments alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="these seeds alone")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of each training (default 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once; their times are then no measurement")
     parser.add_argument("--limit", type=int, help="stop after so many cells")
     parser.add_argument("--list", action="store_true", help="show the cells and stop")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -227,38 +229,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{'-' if cell in missing else 'done':<5}{cell.name}")
         return 0
     print(f"{len(all_cells) - len(missing)} of {len(all_cells)} cells are done", flush=True)
-    return fill(missing[: options.limit], options.results, options.work, threads=options.threads, budget=BUDGET)
+    chosen_cells = missing[: options.limit]
+    return fill(chosen_cells, options.results, options.work, threads=options.threads, budget=BUDGET, jobs=options.jobs)
 
 
-def fill(missing: Sequence[Cell], results: Path, work: Path, *, threads: int, budget: float) -> int:
-    """Trains and tests cells, one after another, and keeps what is committed of each.
+def fill(missing: Sequence[Cell], results: Path, work: Path, *, threads: int, budget: float, jobs: int = 1) -> int:
+    """Trains and tests cells in their order, and keeps what is committed of each.
 
     Args:
         missing: The cells.
         results: Folder that gets a folder for each.
         work: Folder of the run folders.
-        threads: Of the processor.
+        threads: Of the processor, for each training.
         budget: Seconds above which a training is told.
+        jobs: Trainings at once.
 
     Returns:
         0, or 1 where a cell failed; the others are filled all the same.
     """
-    failed = 0
-    for number, cell in enumerate(missing, start=1):
+
+    def done(cell: Cell) -> bool:
         place = work.absolute() / cell.name
         try:
             folder = support_vectors(cell, place) if cell.experiment == SVM else train(cell, place, threads)
         except subprocess.CalledProcessError:
-            failed += 1
             print(f"{cell.name}: failed, see {work / cell.name / 'log.txt'}", flush=True)
-            continue
+            return False
         keep(folder, results / cell.name)
         found = json.loads((results / cell.name / "results.json").read_text(encoding="utf-8"))
         seconds = found.get("wall_seconds", 0.0)
-        over = f"  OVER the budget of {budget:g} s" if seconds > budget else ""
-        done = f"{number}/{len(missing)}  {cell.name:<36} test {found['test']['test/top1']:.2%}"
-        print(f"{done}  {seconds:5.1f} s{over}", flush=True)
-    return int(failed > 0)
+        over = f"  OVER the budget of {budget:g} s" if seconds > budget and jobs == 1 else ""
+        print(f"{cell.name:<36} test {found['test']['test/top1']:.2%}  {seconds:5.1f} s{over}", flush=True)
+        return True
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return int(not all(list(pool.map(done, missing))))
 
 
 if __name__ == "__main__":
