@@ -104,17 +104,26 @@ def test_an_archive_that_lost_its_annotations_is_refused_by_name(
     with ZipFile(tiny_imagenet.path) as archive:
         files = {name: archive.read(name) for name in archive.namelist() if "val_annotations" not in name}
     changed = write_zip(tiny_imagenet.path, files)
-    told = refused_test(on("TinyImageNet", **changed.init_args), changed, capsys, tmp_path)
+    told = refused_test(on("TinyImageNet", **changed.init_args), changed.folder, capsys, tmp_path)
     assert "val_annotations.txt" in told
 
 
-def refused_test(arguments: list[str], archive: Archive, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> str:
+def test_a_folder_that_lost_its_annotations_is_refused_by_name(
+    folder_of_tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("datamodules.TinyImageNet.per_class", {"train": 2, "test": 1})
+    annotations = folder_of_tiny / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    annotations.unlink()
+    assert str(annotations) in refused_test(on("TinyImageNet", root=folder_of_tiny), folder_of_tiny, capsys, tmp_path)
+
+
+def refused_test(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> str:
     """What `test` says of the official test split, which `fit` never opens."""
     own = [each for each in COMMAND if "fast_dev_run" not in each]
     quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
     assert main.main([*own, *arguments, *quick]) == 0
     (run,) = Path("runs/vit").iterdir()
-    shutil.rmtree(archive.folder / "cache")
+    shutil.rmtree(folder / "cache")
     capsys.readouterr()
     before = inside(tmp_path)
     assert main.main(["test", "--ckpt_path", str(run)]) == 1

@@ -3,12 +3,13 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.faults.denial import can_mount, files_above, no_privilege, small_disk
+from tests.faults.denial import can_mount, files_above, no_privilege, read_only, small_disk
 from tests.faults.processes import Command, finished, leftovers, runs
 from tests.test_main import QUICK, overlay, small
 from vix.training.checkpoint import read_checkpoint
@@ -19,6 +20,8 @@ TRAINING = [*small(), *QUICK, "--trainer.log_every_n_steps=1"]
 # Bytes of a disk on which config and split find room, and on which one checkpoint does; where a sandbox
 # lets nobody mount, the limits on a file's size above stand for it.
 FULL_DISKS = [40_000, 130_000] if can_mount() else []
+# How a folder refuses, and the system's number for it.
+REFUSALS = {"permission": errno.EACCES, **({"read-only": errno.EROFS} if can_mount() else {})}
 
 
 def told(command: Command, *words: str) -> None:
@@ -101,20 +104,30 @@ def test_on_a_full_disk_the_checkpoint_before_is_whole(size: int, tmp_path: Path
         read_checkpoint(checkpoint)
 
 
-def test_without_permission_nothing_is_begun(tmp_path: Path) -> None:
+def refusing(way: str, folder: Path) -> Callable[[], None]:
+    """What makes a process unable to write into a folder."""
+    return partial(read_only, folder) if way == "read-only" else no_privilege
+
+
+@pytest.mark.parametrize("way", REFUSALS)
+def test_in_a_folder_that_refuses_nothing_is_begun(way: str, tmp_path: Path) -> None:
     folder = tmp_path / "denied"
     (folder / "runs").mkdir(parents=True, mode=0o555)
-    told(Command(["fit", *TRAINING], folder, prepare=no_privilege), os.strerror(errno.EACCES), "runs/vip_rope")
+    command = Command(["fit", *TRAINING], folder, prepare=refusing(way, folder / "runs"))
+    told(command, os.strerror(REFUSALS[way]), "runs/vip_rope")
     assert not list(folder.glob("runs/*"))
 
 
-def test_a_checkpoint_folder_without_permission_keeps_what_it_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", REFUSALS)
+def test_a_checkpoint_folder_that_refuses_keeps_what_it_has(way: str, tmp_path: Path) -> None:
     folder = tmp_path / "denied"
     run = finished(TRAINING, folder)
     before = run.last.read_bytes()
-    run.last.parent.chmod(0o555)
+    if way == "permission":
+        run.last.parent.chmod(0o555)
     more = ["fit", "--ckpt_path", str(run.folder), "--trainer.max_epochs=3"]
-    told(Command(more, folder, prepare=no_privilege), f"last.ckpt cannot be written: {os.strerror(errno.EACCES)}")
+    command = Command(more, folder, prepare=refusing(way, run.last.parent))
+    told(command, f"last.ckpt cannot be written: {os.strerror(REFUSALS[way])}")
     assert run.last.read_bytes() == before
     run.last.parent.chmod(0o755)
     assert not leftovers(folder)
@@ -129,13 +142,13 @@ CACHED = [
 ]
 
 
-@pytest.mark.parametrize("way", ["limit", "permission"])
+@pytest.mark.parametrize("way", ["limit", *REFUSALS])
 def test_a_cache_that_cannot_be_written_leaves_nothing(way: str, tmp_path: Path, image_folder: Path) -> None:
     folder, cache = tmp_path / "cached", tmp_path / "cache"
     cache.mkdir()
     if way == "permission":
         cache.chmod(0o555)
-    prepare = partial(files_above, 10_000) if way == "limit" else no_privilege
+    prepare = partial(files_above, 10_000) if way == "limit" else refusing(way, cache)
     data = [f"--data.root={image_folder}", f"--data.cache={cache}"]
     told(Command(["fit", *CACHED, *data], folder, prepare=prepare), f"cannot write decoded images into {cache}")
     assert not list(cache.iterdir())

@@ -16,6 +16,7 @@ import torch
 
 from tests.faults.processes import ROOT, Command, assert_same, finished, leftovers, rows, runs
 from tests.test_main import QUICK, overlay, small
+from vix.training.callbacks.ranks import rank_seed
 from vix.training.checkpoint import read_checkpoint
 from vix.training.runs import Run
 
@@ -105,7 +106,16 @@ def test_two_processes_stop_at_the_same_step_and_go_on_exactly(tmp_path: Path) -
     assert_same(whole, run)
     random = torch.load(run.last, weights_only=True)["callbacks"]["RandomState"]["ranks"]
     assert not torch.equal(random[0]["cpu"], random[1]["cpu"])
+    # what each drew its dropout from follows from the run's seed
+    assert [seed_of(state["cpu"]) for state in random] == [rank_seed(0, rank) for rank in range(2)]
     assert not leftovers(folder)
+
+
+def seed_of(state: torch.Tensor) -> int:
+    """What a generator of this state was seeded with."""
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator.initial_seed()
 
 
 def main(*arguments: str) -> list[str]:
@@ -126,7 +136,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_the_loss_of_a_process_ends_the_others_within_a_minute_with_the_cause(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_loss_of_a_process_ends_the_others_within_a_minute_with_the_cause(lost: int, tmp_path: Path) -> None:
     environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(main(*ENDLESS), cwd=tmp_path, stdout=log, stderr=log, env=environment)
@@ -138,15 +149,17 @@ def test_the_loss_of_a_process_ends_the_others_within_a_minute_with_the_cause(tm
     # the launched process runs the same command
     other = next(pid for pid in children(process.pid) if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
     start = time.monotonic()
-    os.kill(other, signal.SIGKILL)
+    os.kill((process.pid, other)[lost], signal.SIGKILL)
     while alive(process.pid) or alive(other):
         process.poll()
         assert time.monotonic() < start + 60, (tmp_path / "log").read_text()
         time.sleep(0.05)
     told = (tmp_path / "log").read_text()
-    assert re.search(rf"process 1 .*PID {other}.* killed by SIGKILL", told), told
+    causes = ["the first process of this training is gone", rf"process 1 .*PID {other}.* killed by SIGKILL"]
+    assert re.search(causes[lost], told), told
     assert "Traceback" not in told
-    assert process.wait() == 1
+    # the first one's own end is that of the signal
+    assert process.wait() == (-signal.SIGKILL, 1)[lost]
     (run,) = runs(tmp_path)
     assert read_checkpoint(run.last).step >= 3
 

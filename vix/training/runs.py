@@ -1,5 +1,6 @@
 """Run folders: `<root>/<experiment>/<id>/` holds all that a run writes."""
 
+import contextlib
 import errno
 import os
 import re
@@ -139,8 +140,10 @@ def discard(run: Run) -> None:
     """Removes the folder of a run that never began to train, and the experiment's where nothing else is in it."""
     shutil.rmtree(run.folder, ignore_errors=True)
     for folder in (run.folder.parent, run.folder.parent.parent):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        # what is mounted, or lies where nothing can be changed, stays; that is no reason to hide why the run ended
+        with contextlib.suppress(OSError):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def run_of(checkpoint: Path) -> Run | None:

@@ -6,9 +6,6 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-# Keeps the seeds of neighbours far apart.
-GOLDEN = 0x9E3779B97F4A7C15
-
 
 class RandomState(Callback):
     """Keeps torch's random state in the checkpoint, each process's own, and restores it when training is resumed.
@@ -34,13 +31,10 @@ class RandomState(Callback):
         self._restored = state_dict.get("ranks") or [state_dict]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores, each process its own; one for which there is nothing draws other numbers than the first."""
+        """Restores, each process its own; one for which there is nothing goes on with its seed (`RankSeed`)."""
         if trainer.global_rank < len(self._restored):
             state = self._restored[trainer.global_rank]
             torch.set_rng_state(state["cpu"])
             if len(state["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(state["cuda"])
-        elif trainer.global_rank:
-            # all were given one seed, which made their nets alike; their dropout must differ
-            torch.manual_seed((torch.initial_seed() + GOLDEN * trainer.global_rank) % 2**63)
         self._restored = []
