@@ -12,12 +12,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vix.attention import NystromAttention
+from vix.backbones.cct import Tokenizer
 from vix.layers import FeedForward
 from vix.mixers import Mixer, SelfAttention
-from vix.published.simplified import StandardNorm
+from vix.published.simplified import SimplifiedStage, StandardNorm
 from vix.tokens import Tokens
 
 VERSIONS = {
@@ -159,8 +161,41 @@ class PlainNorm(nn.Module):
         return (x - x.mean(dim=-1, keepdim=True)) / (deviation + self.eps) * self.weight + self.bias
 
 
+class PlainStage(nn.Module):
+    """A stage of the published CvN or LeViN whose tokens are a view of the convolutions' map, as its authors have it.
+
+    Args:
+        stage: Whose layers it takes.
+    """
+
+    def __init__(self, stage: SimplifiedStage) -> None:
+        super().__init__()
+        self.convolutions, self.norm, self.blocks = stage.convolutions, stage.norm, stage.blocks
+
+    def forward(self, x: Tensor, checkpointing: bool) -> Tensor:
+        """Maps (b c y x) to (b c y x); nothing is computed again."""
+        x = rearrange(self.convolutions(x), "b c y x -> b y x c")
+        tokens = Tokens((x.shape[1], x.shape[2]))
+        x = rearrange(self.norm(x), "b y x c -> b (y x) c")
+        for block in self.blocks:
+            x = block(x, tokens)
+        return rearrange(x, "b (y x) c -> b c y x", y=tokens.grid[0])
+
+
+def plain_tokenizer(tokenizer: Tokenizer) -> nn.Module:
+    """Makes CCT's tokenizer of its convolutions as a sequence of layers."""
+    rounds = ((convolution, tokenizer.activation, tokenizer.pool) for convolution in tokenizer.convolutions)
+    return nn.Sequential(*(layer for layers in rounds for layer in layers))
+
+
 def with_plain_layers(net: nn.Module) -> nn.Module:
-    """Puts plain layers in the place of ours that keep less for backward than autograd would."""
+    """Puts plain layers in the place of ours that keep less for backward, or lie better in memory."""
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, SimplifiedStage):
+                setattr(parent, name, PlainStage(child))
+            elif isinstance(child, Tokenizer):
+                setattr(parent, name, plain_tokenizer(child))
     for parent in list(net.modules()):
         for name, child in parent.named_children():
             if isinstance(child, FeedForward):
@@ -187,7 +222,7 @@ def nystrom_module(mixer: SelfAttention, package: ModuleType) -> nn.Module:
         mixer.project.in_features,
         dim_head=mixer.dim_head,
         heads=kernel.spec.heads,
-        num_landmarks=kernel.num_landmarks,
+        num_landmarks=kernel.landmarks(kernel.spec.queries.count, kernel.spec.keys.count),
     )
     return copied(
         module,

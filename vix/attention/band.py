@@ -30,11 +30,14 @@ def windows(x: Tensor, t: int) -> Tensor:
     return rearrange(padded.unfold(-2, RUN + t - 1, RUN), "b h s e w -> h w (b s e)")
 
 
+def runs_to_tokens(out: Tensor, like: Tensor) -> Tensor:
+    """Maps runs of outputs (h i (b s e)) to tokens like (b h n e)."""
+    return rearrange(out, "h i (b s e) -> b h (s i) e", b=like.shape[0], e=like.shape[-1])[:, :, : like.shape[-2]]
+
+
 def convolve(x: Tensor, taps: Tensor) -> Tensor:
     """Convolves (b h n e) along n with one odd filter a head (h t), as `nn.Conv2d` with zero padding does."""
-    b, _, n, e = x.shape
-    out = band(taps) @ windows(x, taps.shape[-1])
-    return rearrange(out, "h i (b s e) -> b h (s i) e", b=b, e=e)[:, :, :n]
+    return runs_to_tokens(band(taps) @ windows(x, taps.shape[-1]), x)
 
 
 class BandConvolution(torch.autograd.Function):
@@ -52,6 +55,9 @@ class BandConvolution(torch.autograd.Function):
         """Maps the gradient of the output to those of the input and of the filters."""
         x, taps = ctx.saved_tensors
         t = taps.shape[-1]
-        matrix = windows(grad, 1) @ windows(x, t).mT
+        # One copy for both: seen from a token, the outputs that it went into are the taps backwards.
+        around = windows(grad, t)
+        grad_x = runs_to_tokens(band(taps.flip(-1)) @ around, x)
+        matrix = windows(x, 1) @ around.mT
         rows = functional.pad(matrix.flatten(1), (0, RUN)).unflatten(1, (RUN, RUN + t))
-        return convolve(grad, taps.flip(-1)), rows[..., :t].sum(dim=1)
+        return grad_x, rows[..., :t].sum(dim=1).flip(-1)

@@ -19,6 +19,8 @@ from vix.layers import check_counts, full_precision, widen
 
 MOST_LANDMARKS = 64
 """By default, as published."""
+KEEP_SQUARES = 128
+"""Landmarks from which on squares are kept for backward: a product costs the cube of what is kept for it."""
 
 
 def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] | None = None) -> Tensor:
@@ -32,7 +34,7 @@ def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] 
         s: A Z0, of each head (h l l).
         block: What is multiplied.
         iterations: Steps of the iteration.
-        kept: If given, gets the S, the block and, but for the last, the S^2 of each step.
+        kept: If given, gets the S and the block of each step and, but for the last, the S^2 of many landmarks.
     """
     for step in range(iterations):
         start = block
@@ -45,14 +47,14 @@ def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] 
             break
         square = s @ s
         if kept is not None:
-            kept += [s, start, square]
+            kept += [s, start, *([square] if s.shape[-1] >= KEEP_SQUARES else [])]
         inner = s.sub(square, alpha=1 / 7)
         s = s.sub(square, alpha=15 / 13).baddbmm_(square, inner, beta=3.25, alpha=1.75)
     return block
 
 
 class InverseTimes(torch.autograd.Function):
-    """`inverse_times` for S = A A^T / peak, with a gradient of two products a step.
+    """`inverse_times` for S = A A^T / peak, with a gradient of two products a step, or three where S^2 is not kept.
 
     With D the gradient of S p(S), that of S is the sum of -c_{i+j+1} S^i D S^j over the monomials of the polynomial,
     which for symmetric S and D folds into H + H^T with
@@ -82,29 +84,29 @@ class InverseTimes(torch.autograd.Function):
         kept = list(steps)
         total: Tensor | None = None
         while kept:
-            square = None if total is None else kept.pop()
+            square = kept.pop() if total is not None and a.shape[-1] >= KEEP_SQUARES else None
             block, s = kept.pop(), kept.pop()
-            # Of Horner's rule, whose inner values are made again beside the gradients.
-            one = s @ torch.cat([grad, block], dim=-1)
-            grad_outer, inner = (part.contiguous() for part in one.chunk(2, dim=-1))
-            grad_outer.mul_(-0.25)
-            inner = torch.sub(7 * block, inner)
-            one = s @ torch.cat([grad_outer, inner], dim=-1)
-            grad_inner, outer = one.chunk(2, dim=-1)
-            grad_inner, outer = grad_inner.neg(), torch.sub(15 * block, outer)
-            left = torch.cat([0.25 * grad, grad_outer, grad_inner], dim=-1)
+            # S, S^2 and S^3 times the gradient, and times the block what Horner's rule made inside.
+            both = torch.cat([grad, block], dim=-1)
+            once = s @ both
+            twice = s @ once
+            (grad_1, block_1), (grad_2, block_2) = once.chunk(2, dim=-1), twice.chunk(2, dim=-1)
+            inner = block_1.sub(block, alpha=7)
+            outer = block_2.sub(block_1, alpha=7).add_(block, alpha=15)
+            left = torch.cat([grad, grad_1, grad_2], dim=-1)
             right = torch.cat([outer, inner, block], dim=-1)
-            if total is None or square is None:
-                half = -0.5 * left @ right.mT
+            if total is None:
+                half = -0.125 * left @ right.mT
             else:
                 # Of the recurrence.
                 product = s @ total
                 crossed = total.sub(product + product.mT, alpha=1 / 3.5)
                 half = total.sub(product, alpha=11 / 26)
-                half.baddbmm_(left, right.mT, beta=1.625, alpha=-0.5)
-                half.baddbmm_(square.sub(s, alpha=3.5), crossed, alpha=0.875)
+                half.baddbmm_(left, right.mT, beta=1.625, alpha=-0.125)
+                powers = torch.baddbmm(s, s, s, beta=-3.5) if square is None else square.sub(s, alpha=3.5)
+                half.baddbmm_(powers, crossed, alpha=0.875)
             total = half + half.mT
-            grad = torch.baddbmm(3.25 * grad + 15 * grad_outer + 7 * grad_inner, s, grad_inner, alpha=-1)
+            grad = grad.mul(3.25).sub_(grad_1, alpha=3.75).add_(grad_2, alpha=1.75).baddbmm_(s, grad_2, alpha=-0.25)
         assert total is not None
         grad_peak = (total * steps[0]).sum(dim=(-2, -1), keepdim=True).sum_to_size(peak.shape).neg() / peak
         return (total @ a).mul_(2 / peak), grad_peak, grad

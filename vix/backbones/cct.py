@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from vix.attention import AttentionFactory, SoftmaxAttention
 from vix.backbones.base import Backbone, classifier
 from vix.backbones.parts import PerStage, check_sides, default_stride, growing, per_stage, to_tokens
-from vix.layers import DropPath, FeedForward, check_counts, check_rates
+from vix.layers import DropPath, FeedForward, check_counts, check_rates, recompute
 from vix.mixers import Mixer, SelfAttention
 from vix.positions import LearnedPosition
 from vix.resample import places_in_sequence
@@ -62,7 +62,8 @@ class Tokenizer(nn.Module):
         # Pooling is several times faster where a pixel's channels lie together, and tokens lie so anyway.
         x = images.contiguous(memory_format=torch.channels_last)
         for convolution in self.convolutions:
-            x = self.pool(self.activation(convolution(x)))
+            # The places of the maxima would be eight bytes a value; finding them again costs little.
+            x = recompute(self.pool, self.activation(convolution(x)))
         return x
 
 
