@@ -74,10 +74,10 @@ def test_vit_costs_its_projections_its_pairs_and_its_shell() -> None:
     assert summary(net) == {"parameters": parameters(net), "tokens": 65, "flops": shell(net) + 4 * attention}
 
 
-def test_vil_is_linear_in_its_tokens_but_for_the_tokens_themselves() -> None:
+def test_vil_makes_keys_and_values_of_shortened_tokens() -> None:
     net = ViL(image_size=8, rank=16)
     n = net.tokens.count
-    attention = 2 * n * 128 * 3 * 128 + 2 * n * 16 * 2 * 2 * 128 + 2 * n * 128 * 128
+    attention = 2 * n * 128 * 2 * 128 + 2 * n * 16 * 3 * 128 + 2 * 16 * 128 * 2 * 128
     assert summary(net)["flops"] == shell(net) + 4 * attention
 
 

@@ -1,5 +1,6 @@
 """Self-attention: its projections, whom they serve, and what the kernel is handed."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -116,3 +117,36 @@ def test_a_kernel_is_told_its_place(kernel: type[Attention]) -> None:
     mixer, _ = attend(attention=kernel)
     spec = mixer.attention.spec
     assert (spec.heads, spec.head_dim, spec.queries, spec.keys) == (2, 8, TOKENS, TOKENS)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"share_kv": True}, {"one_kv_head": True, "share_kv": True, "dim_head": 16}], ids=str
+)
+@pytest.mark.parametrize("share_projection", [True, False])
+def test_shortening_tokens_before_they_are_keys_changes_nothing_but_the_work(
+    options: dict[str, Any], share_projection: bool
+) -> None:
+    mixer, x = attend(attention=partial(Linformer, rank=3, share_projection=share_projection), **options)
+    assert mixer.shortening() is mixer.attention
+    inputs = [x.requires_grad_(), *mixer.parameters()]
+    out = mixer(x, TOKENS)
+    called: list[Tensor] = []
+    handle = mixer.attention.register_forward_pre_hook(lambda _, given: called.extend(given))
+    # A hook on the kernel sees all keys, so they are made.
+    expected = mixer(x, TOKENS)
+    handle.remove()
+    assert called[1].shape[-2] == TOKENS.count
+    assert_close(out, expected)
+    cotangent = torch.randn_like(out)
+    assert_close(torch.autograd.grad(out, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rotary": "rope"}, {"qkv_bias": True}, {"one_kv_head": True, "share_kv": True, "dim_head": 2}],
+    ids=["rotations", "biases", "one narrow head"],
+)
+def test_keys_are_made_of_all_tokens_where_that_is_another_function_or_less_work(options: dict[str, Any]) -> None:
+    assert attend(attention=Linformer, **options)[0].shortening() is None
+    assert attend(attention=Linformer)[0].shortening() is not None
+    assert attend()[0].shortening() is None

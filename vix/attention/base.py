@@ -61,5 +61,24 @@ class Attention(nn.Module, ABC):
         """Maps queries (b h n d), keys (b h m d) and values (b h m e) to (b h n e)."""
 
 
+class ShorteningAttention(Attention):
+    """A kernel that first mixes the keys, and the values, into fewer by matrices along the tokens.
+
+    What keys and values are made of can be shortened instead of them: a caller may give `attend` linear maps of it.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Maps (b h n d), (b h m d), (b h m e) to (b h n e)."""
+        return self.attend(q, *self.shorten(k, v))
+
+    @abstractmethod
+    def shorten(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps keys (... m c) and values (... m c), or what they are made of, to (... r c) each."""
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Maps (b h n d) and shortened (b h r d), (b h r e) to (b h n e)."""
+
+
 AttentionFactory = Callable[[AttentionSpec], Attention]
 """A kernel's class, or anything else that makes one for a place: `Performer`, `partial(Performer, features=128)`."""

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vix.attention.base import Attention, AttentionSpec
+from vix.attention.base import AttentionSpec, ShorteningAttention
 from vix.layers import check_counts, check_rates
 from vix.resample import resample_sum
 
 
-class Linformer(Attention):
+class Linformer(ShorteningAttention):
     """Shortens m keys and values to r by a learned m x r matrix, then takes softmax attention over these.
 
     The matrix belongs to a length, so this kernel takes no other number of keys than it was built for.
@@ -52,8 +52,8 @@ class Linformer(Attention):
         for matrix in self.parameters():
             matrix.copy_(runs / runs.sum(dim=0).clamp(min=1))
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Maps (b h n d), (b h m d), (b h m e) to (b h n e); keys and values may have one head.
+    def shorten(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps keys (... m c) and values (... m c), or what they are made of, to (... r c); equals stay one tensor.
 
         Raises:
             ValueError: If the number of keys is not the one that it was built for.
@@ -64,13 +64,15 @@ class Linformer(Attention):
             )
         short_k = self.project_keys.mT @ k
         if self.project_values is None and v is k:
-            short_v = short_k
-        else:
-            short_v = (self.project_keys if self.project_values is None else self.project_values).mT @ v
+            return short_k, short_k
+        return short_k, (self.project_keys if self.project_values is None else self.project_values).mT @ v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Maps (b h n d) and shortened (b h r d), (b h r e) to (b h n e); keys and values may have one head."""
         if k.shape[1] != q.shape[1]:
-            short_k, short_v = (short.expand(-1, q.shape[1], -1, -1) for short in (short_k, short_v))
+            k, v = (short.expand(-1, q.shape[1], -1, -1) for short in (k, v))
         dropout = self.dropout if self.training else 0.0
-        return functional.scaled_dot_product_attention(q, short_k, short_v, dropout_p=dropout)
+        return functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
     def take_from(self, other: "Linformer") -> None:
         """Takes the projections of one that was built for other keys, interpolated."""

@@ -87,11 +87,13 @@ class Favor(torch.autograd.Function):
 
     @staticmethod
     def aligned(directions: Tensor) -> Tensor:
-        """Repeats the first direction until their number is a multiple of 16, which makes products and passes faster.
+        """Repeats the first direction until their number is a multiple of 16, if that is an eighth more at most.
 
-        A feature that is made twice changes no maximum; whoever sums over features gives the copies no weight.
+        Products and passes are then faster. A feature that is made twice changes no maximum; whoever sums over features
+        gives the copies no weight.
         """
-        return torch.cat([directions, directions[:1].expand(-len(directions) % 16, -1)])
+        copies = -len(directions) % 16
+        return torch.cat([directions, directions[:1].expand(copies if 8 * copies <= len(directions) else 0, -1)])
 
     @staticmethod
     def products(x: Tensor, directions: Tensor) -> Tensor:

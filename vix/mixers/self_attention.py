@@ -7,8 +7,9 @@ from typing import Literal
 
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 
-from vix.attention import AttentionFactory, AttentionSpec, SoftmaxAttention
+from vix.attention import AttentionFactory, AttentionSpec, ShorteningAttention, SoftmaxAttention
 from vix.layers import check_counts, check_rates
 from vix.mixers.base import Mixer
 from vix.positions import RotaryPosition
@@ -63,8 +64,34 @@ class SelfAttention(Mixer):
         self.output = nn.Linear(heads * dim_head, dim)
         self.dropout = nn.Dropout(dropout)
 
+    def shortening(self) -> ShorteningAttention | None:
+        """Returns the kernel if it may shorten tokens before they become keys: E^T (X W) = (E^T X) W.
+
+        That is less work, and neither keys nor values are kept. Not with rotations or biases, which come in between,
+        nor for few narrow heads, nor where a hook looks at what the kernel is called with.
+        """
+        kernel, bias = self.attention, getattr(self.project, "bias", None)
+        if not isinstance(kernel, ShorteningAttention) or self.rotary is not None or bias is not None:
+            return None
+        wide = 2 * sum(self.split[1:]) * self.dim_head > self.project.in_features
+        return kernel if wide and not kernel._forward_pre_hooks else None
+
+    def project_shortened(self, x: Tensor, kernel: ShorteningAttention) -> list[Tensor]:
+        """Maps tokens (b n c) to queries (b h n d) and shortened keys and values (b h r d)."""
+        of_q, of_k, *of_v = self.project.weight.split([heads * self.dim_head for heads in self.split])
+        x_k, x_v = kernel.shorten(x, x)
+        parts = ((x, of_q), (x_k, of_k), (x_v, of_v[0] if of_v else of_k))
+        return [
+            rearrange(functional.linear(part, weight), "b n (h d) -> b h n d", d=self.dim_head)
+            for part, weight in parts
+        ]
+
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c)."""
+        kernel = self.shortening()
+        if kernel is not None:
+            out = kernel.attend(*self.project_shortened(x, kernel))
+            return self.dropout(self.output(rearrange(out, "b h n d -> b n (h d)")))
         # Split before the heads are: gradients are then joined where they lie, in one pass.
         parts = self.project(x).split([heads * self.dim_head for heads in self.split], dim=-1)
         q, k, *own_v = (rearrange(part, "b n (h d) -> b h n d", d=self.dim_head) for part in parts)
