@@ -13,6 +13,8 @@ import vix
 from main import main
 from tests.nets import tiny
 from vix.backbones import Backbone
+from vix.commands.explain.pictures import overview, single_tokens
+from vix.explain import explain
 
 
 def checkpoint(net: Backbone, folder: Path) -> Path:
@@ -53,6 +55,24 @@ def test_an_image_becomes_two_pictures_and_its_numbers(
     assert all(
         np.shape(head["map"]) == tuple(layer["keys"]["grid"]) for layer in numbers["layers"] for head in layer["heads"]
     )
+
+
+def test_a_column_has_its_title_where_it_begins_even_if_the_first_layer_has_fewer_heads() -> None:
+    torch.manual_seed(0)
+    found = explain(vix.CvP(image_size=16, num_classes=3).eval(), torch.randn(3, 16, 16))
+    heads = [len(layer.mixing.heads) for layer in found.layers]
+    assert heads[0] < max(heads)
+    drawn = overview(found, torch.rand(3, 16, 16), "CvP", ["a", "b", "c"]).subfigs[1].axes
+    titles = [axes.get_title() for axes in drawn if axes.get_title()]
+    assert titles == ["all heads", *(f"head {number + 1}" for number in range(max(heads)))]
+    assert all(axes.get_visible() for axes in drawn if axes.get_title())
+
+
+def test_of_fourier_mixing_the_tokens_show_cosines_and_sines() -> None:
+    found = explain(tiny(vix.FNet).eval(), torch.randn(3, 16, 16))
+    titles = [axes.get_title() for axes in single_tokens(found, torch.rand(3, 16, 16), "FNet").axes]
+    assert any(title.endswith("cosine") for title in titles)
+    assert any(title.endswith("sine") and not title.endswith("cosine") for title in titles)
 
 
 def test_files_of_one_name_are_kept_apart_and_a_broken_one_is_named(

@@ -47,8 +47,9 @@ def overview(found: Explanation, pixels: Tensor, title: str, names: Sequence[str
     _head(top, found, pixels, title, names)
     grid = middle.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.08})
     middle.subplots_adjust(left=1.35 / width, right=1 - 0.1 / width, top=1 - 0.22 / ((CELL + 0.12) * rows), bottom=0.01)
+    titled = 0
     for number, (layer, line) in enumerate(zip(found.layers, grid, strict=True), start=1):
-        _layer(line, layer, pixels, number)
+        titled = _layer(line, layer, pixels, number, titled)
     _numbers(bottom, found)
     return figure
 
@@ -62,7 +63,8 @@ def single_tokens(found: Explanation, pixels: Tensor, title: str) -> Figure:
         title: Names the net and the image.
     """
     numbers = sorted({0, len(found.layers) // 2, len(found.layers) - 1})
-    places = [(1 / 3, 1 / 3), (1 / 2, 1 / 2), (2 / 3, 2 / 3)]
+    # none of them on the border of two tokens of the usual grids
+    places = [(0.3, 0.3), (0.55, 0.55), (0.8, 0.8)]
     lines = [[panel for number in numbers for panel in _panels(found.layers[number], number + 1, *at)] for at in places]
     columns = 1 + len(lines[0])
     width, height = (CELL + 0.2) * columns + 0.2, (CELL + 0.2) * len(places) + 0.95
@@ -84,12 +86,16 @@ def single_tokens(found: Explanation, pixels: Tensor, title: str) -> Figure:
 def _panels(layer: Layer, number: int, down: float, across: float) -> list[tuple[str, Tensor, bool]]:
     """What the token at a place looks at: words, a map (y x), and whether it has signs."""
     mixing = layer.mixing
+    name = mixing.kind.removesuffix("Attention")
     rows, columns = mixing.queries.grid
     indices = torch.tensor([mixing.queries.prefix + int(down * rows) * columns + int(across * columns)])
     own = on_grid(mixing.rows(indices)[:, 0], mixing.keys)
     if mixing.exact is None:
-        return [(f"layer {number}\n{mixing.kind}, {mixing.heads[0]}", own[0], layer.is_signed)]
-    panels = [(f"layer {number}\n{mixing.kind}", _mean_of_heads(own, signed=layer.is_signed), False)]
+        return [
+            (f"layer {number}\n{name}, {head}", weights, layer.is_signed)
+            for head, weights in zip(mixing.heads, own, strict=True)
+        ]
+    panels = [(f"layer {number}\n{name}", _mean_of_heads(own, signed=layer.is_signed), False)]
     if not mixing.is_exact:
         exact = on_grid(mixing.exact(indices)[:, 0], mixing.keys)
         panels.append(("softmax of the\nsame q and k", exact.mean(dim=0), False))
@@ -120,18 +126,24 @@ def _head(figure: SubFigure, found: Explanation, pixels: Tensor, title: str, nam
     right.spines[:].set_visible(False)
 
 
-def _layer(line: Any, layer: Layer, pixels: Tensor, number: int) -> None:
+def _layer(line: Any, layer: Layer, pixels: Tensor, number: int, titled: int) -> int:
+    """Draws a layer's heads, and says how many columns have a title now.
+
+    Over a column's first map nothing is drawn, as layers above have fewer heads: the title goes there.
+    """
     mixing = layer.mixing
-    shown = mixing.heads[:HEADS]
-    maps = [_mean_of_heads(layer.maps, signed=layer.is_signed), *layer.maps[: len(shown)]]
-    titles = ["all heads", *(f"head {head}" if head.isdigit() else head for head in shown)]
+    several = len(mixing.heads) > 1
+    maps, titles = list(layer.maps), ["all heads" if mixing.heads[0].isdigit() else mixing.heads[0]]
+    if several:
+        maps = [_mean_of_heads(layer.maps, signed=layer.is_signed), *maps[:HEADS]]
+        titles = ["all heads", *(f"head {head}" if head.isdigit() else head for head in mixing.heads)]
     for place, axes in enumerate(line):
-        if place >= len(maps) or (place == 1 and len(mixing.heads) == 1):
+        if place >= len(maps):
             axes.set_visible(False)
             continue
-        _map(axes, maps[place], pixels, signed=layer.is_signed and place > 0)
-        if number == 1:
-            axes.set_title(titles[place] if len(mixing.heads) > 1 else mixing.heads[0], fontsize=8, color=SOFT, pad=3)
+        _map(axes, maps[place], pixels, signed=layer.is_signed and (place > 0 or not several))
+        if place >= titled:
+            axes.set_title(titles[place], fontsize=8, color=SOFT, pad=3)
     tokens = f"{mixing.queries.count} tokens"
     if mixing.queries.count != mixing.keys.count:
         tokens = f"{mixing.queries.count} ask\n{mixing.keys.count} answer"
@@ -156,6 +168,7 @@ def _layer(line: Any, layer: Layer, pixels: Tensor, number: int) -> None:
         fontsize=7,
         color=SOFT,
     )
+    return max(titled, len(maps))
 
 
 def _numbers(figure: SubFigure, found: Explanation) -> None:
@@ -181,10 +194,9 @@ def _numbers(figure: SubFigure, found: Explanation) -> None:
             axes.plot(layers, uniform, color=INK, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
             axes.annotate(
                 "all alike",
-                (layers[-1], uniform[-1]),
-                xytext=(0, -8),
+                (layers[0], uniform[0]),
+                xytext=(0, 2),
                 textcoords="offset points",
-                ha="right",
                 fontsize=6.5,
                 color=INK,
             )
@@ -232,10 +244,11 @@ def _map(axes: Axes, weights: Tensor, pixels: Tensor, *, signed: bool) -> None:
             linewidths=0.8,
             alpha=0.85,
         )
+    words = f"{peak:.2g}×" if peak < 99.5 else f"{peak:.0f}×"
     axes.text(
         0.97,
         0.04,
-        f"{peak:.2g}×" if peak < 99.5 else f"{peak:.0f}×",
+        words if weights.numel() > 1 else "one place",
         transform=axes.transAxes,
         ha="right",
         va="bottom",
