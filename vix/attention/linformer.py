@@ -13,6 +13,12 @@ from vix.layers import check_counts, check_rates
 from vix.resample import resample_sum
 
 
+def mixed(matrix: Tensor, x: Tensor) -> Tensor:
+    """Multiplies the transpose of a matrix (m r) and each (m c) of (... m c)."""
+    # For three axes torch.matmul would copy all of x, transposed, and keep that.
+    return torch.bmm(matrix.mT.expand(len(x), -1, -1), x) if x.ndim == 3 else matrix.mT @ x
+
+
 class Linformer(ShorteningAttention):
     """Shortens m keys and values to r by a learned m x r matrix, then takes softmax attention over these.
 
@@ -62,10 +68,10 @@ class Linformer(ShorteningAttention):
             raise ValueError(
                 f"Linformer was built for {self.spec.keys}, got {k.shape[-2]}: its projection has no other length"
             )
-        short_k = self.project_keys.mT @ k
+        short_k = mixed(self.project_keys, k)
         if self.project_values is None and v is k:
             return short_k, short_k
-        return short_k, (self.project_keys if self.project_values is None else self.project_values).mT @ v
+        return short_k, mixed(self.project_keys if self.project_values is None else self.project_values, v)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d) and shortened (b h r d), (b h r e) to (b h n e); keys and values may have one head."""
