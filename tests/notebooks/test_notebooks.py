@@ -80,7 +80,18 @@ def run(*arguments: str, **variables: str) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small real runs on Digits."""
     folder = tmp_path_factory.mktemp("runs")
-    more = ["--trainer.max_epochs", "1", "--ema", "null", "--runs", str(folder), "--wandb.mode", "disabled"]
+    more = [
+        "--trainer.max_epochs",
+        "1",
+        "--data.fraction",
+        "0.3",
+        "--ema",
+        "null",
+        "--runs",
+        str(folder),
+        "--wandb.mode",
+        "disabled",
+    ]
     for name in SYSTEMS:
         run(
             "main.py",
