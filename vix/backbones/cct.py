@@ -63,7 +63,7 @@ class Tokenizer(nn.Module):
         x = images.contiguous(memory_format=torch.channels_last)
         for convolution in self.convolutions:
             # The places of the maxima would be eight bytes a value; finding them again costs little.
-            x = recompute(self.pool, self.activation(convolution(x)))
+            x = recompute(self.pool.forward, self.activation(convolution(x)))
         return x
 
 
