@@ -16,7 +16,7 @@ from vix.resample import resample_sum
 def mixed(matrix: Tensor, x: Tensor) -> Tensor:
     """Multiplies the transpose of a matrix (m r) and each (m c) of (... m c)."""
     # For three axes torch.matmul would copy all of x, transposed, and keep that.
-    return torch.bmm(matrix.mT.expand(len(x), -1, -1), x) if x.ndim == 3 else matrix.mT @ x
+    return torch.bmm(matrix.mT.expand(x.shape[0], -1, -1), x) if x.ndim == 3 else matrix.mT @ x
 
 
 class Linformer(ShorteningAttention):
