@@ -232,7 +232,7 @@ def test_the_command_line_beats_the_checkpoint_and_the_difference_is_said(capsys
     capsys.readouterr()
     changes = ["--trainer.max_epochs=2", "--model.optimizer.lr=0.25", "--model.schedule=null"]
     assert main.main(["fit", "--ckpt_path", str(run.folder), *changes]) == 0
-    assert "model.optimizer.lr: 0.25 (in the checkpoint: 0.001)" in capsys.readouterr().out
+    assert "model.optimizer.lr: 0.25 (in the checkpoint: 0.0015)" in capsys.readouterr().out
     state = torch.load(run.last, weights_only=True)
     assert state["epoch"] == 1
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] == 0.25
