@@ -97,7 +97,7 @@ class TestRun:
             config = wandb_file.config(part)
             assert not [key for key in config if "/" in key or "." in key]
             assert config["model"]["net"]["init_args"]["num_classes"] == 10
-            assert config["model"]["optimizer"]["init_args"]["lr"] == 1e-3
+            assert config["model"]["optimizer"]["init_args"]["lr"] == 1.5e-3
             assert config["trainer"]["max_epochs"] == 4
             facts = config["facts"]
             for name in ("parameters", "tokens", "flops", "commit", "versions"):
