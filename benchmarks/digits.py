@@ -259,7 +259,9 @@ def fill(missing: Sequence[Cell], results: Path, work: Path, *, threads: int, bu
         found = json.loads((results / cell.name / "results.json").read_text(encoding="utf-8"))
         seconds = found.get("wall_seconds", 0.0)
         over = f"  OVER the budget of {budget:g} s" if seconds > budget and jobs == 1 else ""
-        print(f"{cell.name:<36} test {found['test']['test/top1']:.2%}  {seconds:5.1f} s{over}", flush=True)
+        there = sum((results / each.name).is_dir() for each in missing)
+        score = f"{cell.name:<36} test {found['test']['test/top1']:.2%}"
+        print(f"{there}/{len(missing)}  {score}  {seconds:5.1f} s{over}", flush=True)
         return True
 
     with ThreadPoolExecutor(jobs) as pool:

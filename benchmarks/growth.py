@@ -36,8 +36,6 @@ DEFAULTS: dict[str, Callable[..., nn.Module]] = {
     "ViP without biases": vix.ViP,
 }
 MOST_MEMORY = 8 * 2**30
-# A number for each image and head where there is one for the batch as published: a kilobyte of 200 MiB.
-EQUAL_BYTES = 1.0001
 
 
 def over(
@@ -143,7 +141,7 @@ def defaults(given: Namespace) -> Iterator[dict[str, Any]]:
                 step(theirs, given.small, given.batch),
                 given.pairs,
                 1.0,
-                EQUAL_BYTES,
+                1.0,
                 equals=True,
             )
 

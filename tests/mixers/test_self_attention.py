@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests import reference
@@ -139,6 +139,17 @@ def test_shortening_tokens_before_they_are_keys_changes_nothing_but_the_work(
     assert_close(out, expected)
     cotangent = torch.randn_like(out)
     assert_close(torch.autograd.grad(out, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent))
+
+
+@pytest.mark.parametrize(
+    "register", ["register_forward_pre_hook", "register_forward_hook", "register_full_backward_hook"]
+)
+def test_every_hook_on_a_kernel_is_called(register: str) -> None:
+    mixer, x = attend(attention=partial(Linformer, rank=3))
+    calls: list[nn.Module] = []
+    getattr(mixer.attention, register)(lambda kernel, *_: calls.append(kernel))
+    mixer(x, TOKENS).sum().backward()
+    assert calls == [mixer.attention]
 
 
 @pytest.mark.parametrize(

@@ -37,19 +37,17 @@ def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] 
         kept: If given, gets the S and the block of each step and, but for the last, the S^2 of many landmarks.
     """
     for step in range(iterations):
-        start = block
+        if kept is not None:
+            kept += [s, block]
         inner = torch.baddbmm(block, s, block, beta=7, alpha=-1)
         inner = torch.baddbmm(block, s, inner, beta=15, alpha=-1)
         block = torch.baddbmm(block, s, inner, beta=3.25, alpha=-0.25)
-        if step + 1 == iterations:
-            if kept is not None:
-                kept += [s, start]
-            break
-        square = s @ s
-        if kept is not None:
-            kept += [s, start, *([square] if s.shape[-1] >= KEEP_SQUARES else [])]
-        inner = s.sub(square, alpha=1 / 7)
-        s = s.sub(square, alpha=15 / 13).baddbmm_(square, inner, beta=3.25, alpha=1.75)
+        if step + 1 < iterations:
+            square = s @ s
+            if kept is not None and s.shape[-1] >= KEEP_SQUARES:
+                kept.append(square)
+            inner = s.sub(square, alpha=1 / 7)
+            s = s.sub(square, alpha=15 / 13).baddbmm_(square, inner, beta=3.25, alpha=1.75)
     return block
 
 

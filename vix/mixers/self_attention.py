@@ -68,13 +68,14 @@ class SelfAttention(Mixer):
         """Returns the kernel if it may shorten tokens before they become keys: E^T (X W) = (E^T X) W.
 
         That is less work, and neither keys nor values are kept. Not with rotations or biases, which come in between,
-        nor for few narrow heads, nor where a hook looks at what the kernel is called with.
+        nor for few narrow heads, nor where a hook waits for the kernel to be called, which it is not.
         """
         kernel, bias = self.attention, getattr(self.project, "bias", None)
         if not isinstance(kernel, ShorteningAttention) or self.rotary is not None or bias is not None:
             return None
         wide = 2 * sum(self.split[1:]) * self.dim_head > self.project.in_features
-        return kernel if wide and not kernel._forward_pre_hooks else None
+        hooks = (kernel._forward_pre_hooks, kernel._forward_hooks, kernel._backward_pre_hooks, kernel._backward_hooks)
+        return kernel if wide and not any(hooks) else None
 
     def project_shortened(self, x: Tensor, kernel: ShorteningAttention) -> list[Tensor]:
         """Maps tokens (b n c) to queries (b h n d) and shortened keys and values (b h r d)."""
