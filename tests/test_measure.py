@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.nets import images, tiny
 from vix.attention import AttentionSpec, Linformer, NystromAttention, Performer, SoftmaxAttention
 from vix.backbones import VisionTransformer
 from vix.measure import bytes_kept, count_flops, flops, parameters, summary
@@ -205,3 +206,11 @@ def test_fused_attention_s_backward_counts_its_recomputation() -> None:
     q = torch.zeros(B, H, 32, D, requires_grad=True)
     forward = B * H * 2 * 32 * 32 * 2 * D
     assert count_flops(lambda: functional.scaled_dot_product_attention(q, q, q).sum().backward()) == 3.5 * forward
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_training_step_of_every_system_can_be_counted(name: str) -> None:
+    net = tiny(SYSTEMS[name])
+    forward = count_flops(lambda: net(images(net)))
+    # Backward costs twice as much, more where it makes something again, less where an image needs no gradient.
+    assert 2 * forward < count_flops(lambda: net(images(net)).sum().backward()) < 5 * forward
