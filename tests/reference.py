@@ -37,18 +37,20 @@ def linformer(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> 
 
 
 def performer(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, eps: float) -> Tensor:
-    """Choromanski et al., arXiv:2009.14794, equation 5 with lemma 1, and a shrinkage `eps` towards the mean value.
+    """Choromanski et al., arXiv:2009.14794, equation 5 with lemma 1, of centred q and k, and a shrinkage `eps`.
 
     phi(x) = exp(W x - |x|^2 / 2 - M) + eps of x / d^(1/4); M is the maximum of the whole exponent, per query token, and
-    per image and head for keys.
+    per image and head for keys. What centring the queries takes from a product of q and k stands with the key.
     """
     d = q.shape[-1]
+    q, k = q / d**0.25, k / d**0.25
+    mean = q.sum(-2, keepdim=True) / q.shape[-2]
+    q, k = q - mean, k - k.sum(-2, keepdim=True) / k.shape[-2]
 
     def exponent(x: Tensor) -> Tensor:
-        x = x / d**0.25
         return torch.einsum("rd,bhnd->bhnr", projection, x) - (x * x).sum(-1, keepdim=True) / 2
 
-    of_q, of_k = exponent(q), exponent(k)
+    of_q, of_k = exponent(q), exponent(k) + (k * mean).sum(-1, keepdim=True)
     phi_q = torch.exp(of_q - of_q.amax(-1, keepdim=True)) + eps
     phi_k = torch.exp(of_k - of_k.amax((-2, -1), keepdim=True)) + eps
     weights = phi_q @ phi_k.transpose(-1, -2)
@@ -145,7 +147,7 @@ def of_linformer(kernel: Linformer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def of_performer(kernel: Performer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if kernel.as_published:
         return performer_as_published(q, k, v, kernel.projection)
-    return performer(q, k, v, kernel.projection, eps=math.sqrt(q.shape[-1]) / (2 * kernel.projection.shape[0]))
+    return performer(q, k, v, kernel.projection, eps=1e-5)
 
 
 def of_nystrom(kernel: NystromAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
