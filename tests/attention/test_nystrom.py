@@ -142,11 +142,11 @@ def test_it_approaches_softmax_by_a_convolution_that_adds_nothing_yet() -> None:
     assert kernel.residual.weight.grad.abs().max() > 0
 
 
-def test_kept_squares_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_powers_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.requires_grad_() for x in inputs(ODD))
     grads = []
     for least in (1, 1000):
-        monkeypatch.setattr("vix.attention.nystrom.KEEP_SQUARES", least)
+        monkeypatch.setattr("vix.attention.nystrom.KEEP_POWERS", least)
         kernel = nystrom(ODD, num_landmarks=5)
         cotangent = torch.ones_like(v)
         grads.append(torch.autograd.grad(kernel(q, k, v), (q, k, v), cotangent))
