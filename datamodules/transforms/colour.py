@@ -19,26 +19,22 @@ def grey(images: Tensor) -> Tensor:
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()[:, None]
 
 
-def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """`factor` of the images and the rest of another, in float32, cut off at black and white."""
-    factor = factor.double()[:, None, None, None]
-    mixed = images * factor.float()
-    return to_uint8(mixed.add_(other * (1 - factor).float()).clamp_(0, LEVELS - 1))
+def blend(images: Tensor, factor: Tensor, to_pixel: Tensor, to_mean: Tensor) -> Tensor:
+    """`adjust_saturation`, `adjust_contrast` or `adjust_brightness`: away from, or towards, another image, in float32.
 
-
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """`adjust_brightness`: every value times `factor`."""
-    return to_uint8((images * factor.float()[:, None, None, None]).clamp_(0, LEVELS - 1))
-
-
-def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """`adjust_saturation`: away from, or towards, the image's own grey."""
-    return images if images.shape[1] == 1 else blend(images, grey(images), factor)
-
-
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """`adjust_contrast`: away from, or towards, the mean of the image's grey."""
-    return blend(images, grey(images).mean((1, 2, 3), keepdim=True), factor)
+    Args:
+        images: uint8 (b, c, y, x).
+        factor: Share of the image itself (b,).
+        to_pixel: Where the other is the image's own grey, bool (b,); with one channel the image stays.
+        to_mean: Where it is the mean of that grey, bool (b,); elsewhere it is black.
+    """
+    one = images.shape[1] == 1
+    own = torch.where(to_pixel, 1.0, factor.double()) if one else factor.double()
+    of_pixel, of_mean, own = (x[:, None, None, None] for x in (to_pixel, to_mean, own))
+    of_grey = grey(images)
+    other = of_grey * of_pixel + of_grey.mean((1, 2, 3), keepdim=True) * of_mean
+    mixed = (images * own.float()).add_(other * (1 - own).float())
+    return to_uint8(mixed.clamp_(0, LEVELS - 1))
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from datamodules.draws import Draws, below
 from datamodules.transforms import colour
 from datamodules.transforms.geometry import inverse_map, warp
 
-# the names are torchvision's; the geometric ones come last, in the order of `inverse_map`, and are one kind
+# the names are torchvision's; the last five are in the order of `inverse_map`
 OPERATIONS = (
     "Identity",
     "Brightness",
@@ -31,21 +31,36 @@ OPERATIONS = (
     "TranslateY",
     "Rotate",
 )
-FIRST_GEOMETRIC = OPERATIONS.index("ShearX")
+BLENDED, GEOMETRIC = OPERATIONS[1:4], OPERATIONS[9:]
 # whose strength has a sign, drawn apart
-SIGNED = frozenset({"Brightness", "Color", "Contrast", "Sharpness", *OPERATIONS[FIRST_GEOMETRIC:]})
+SIGNED = frozenset({*BLENDED, "Sharpness", *GEOMETRIC})
 BINS = 31
 
-COLOUR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "Brightness": lambda images, strength: colour.brightness(images, 1 + strength),
-    "Color": lambda images, strength: colour.saturation(images, 1 + strength),
-    "Contrast": lambda images, strength: colour.contrast(images, 1 + strength),
-    "Sharpness": lambda images, strength: colour.sharpness(images, 1 + strength),
-    "Posterize": lambda images, strength: colour.posterize(images, strength.long()),
-    "Solarize": lambda images, strength: colour.solarize(images, 255 * strength),
-    "AutoContrast": lambda images, strength: colour.autocontrast(images),
-    "Equalize": lambda images, strength: colour.equalize(images),
-}
+
+def _blended(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
+    to_pixel, to_mean = (operation == OPERATIONS.index(name) for name in ("Color", "Contrast"))
+    return colour.blend(images, 1 + strength, to_pixel, to_mean)
+
+
+def _moved(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
+    which = torch.tensor([OPERATIONS.index(name) for name in GEOMETRIC], device=images.device)
+    shear_x, shear_y, right, down, degrees = (strength[:, None] * (operation[:, None] == which)).unbind(1)
+    return warp(images, inverse_map(shear_x, shear_y, right.trunc(), down.trunc(), degrees, *images.shape[-2:]))
+
+
+Kind = Callable[[Tensor, Tensor, Tensor], Tensor]
+# operations that are one kind are done together, since a kind's cost is a dozen small steps
+KINDS: tuple[tuple[tuple[str, ...], Kind], ...] = (
+    (BLENDED, _blended),
+    (GEOMETRIC, _moved),
+    (("Sharpness",), lambda images, _, strength: colour.sharpness(images, 1 + strength)),
+    (("Posterize",), lambda images, _, strength: colour.posterize(images, strength.long())),
+    (("Solarize",), lambda images, _, strength: colour.solarize(images, 255 * strength)),
+    (("AutoContrast",), lambda images, *_: colour.autocontrast(images)),
+    (("Equalize",), lambda images, *_: colour.equalize(images)),
+)
+# for each operation its kind; the last one, Identity's, leaves images as they are
+KIND_OF = [next((i for i, (names, _) in enumerate(KINDS) if name in names), len(KINDS)) for name in OPERATIONS]
 
 
 def apply(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
@@ -59,26 +74,16 @@ def apply(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     Returns:
         Images of the same shape.
     """
-    kind = operation.clamp(max=FIRST_GEOMETRIC)
-    sizes: list[int] = kind.bincount(minlength=FIRST_GEOMETRIC + 1).tolist()
+    kind = torch.tensor(KIND_OF, device=images.device)[operation]
+    sizes: list[int] = kind.bincount(minlength=len(KINDS) + 1).tolist()
     # sorted by kind, the images of each lie together: one copy there and one back
     order = kind.argsort()
     result = images.index_select(0, order)
     parts = zip(result.split(sizes), operation[order].split(sizes), strength[order].split(sizes), strict=True)
-    for number, (part, which, amount) in enumerate(parts):
-        if not len(part) or OPERATIONS[number] == "Identity":
-            continue
-        if number == FIRST_GEOMETRIC:
-            part.copy_(_geometric(part, which, amount))
-        else:
-            part.copy_(COLOUR[OPERATIONS[number]](part, amount))
+    for (_, change), (part, which, amount) in zip(KINDS, parts, strict=False):
+        if len(part):
+            part.copy_(change(part, which, amount))
     return result.index_select(0, order.argsort())
-
-
-def _geometric(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
-    which = torch.arange(FIRST_GEOMETRIC, len(OPERATIONS), device=images.device)
-    shear_x, shear_y, right, down, degrees = (strength[:, None] * (operation[:, None] == which)).unbind(1)
-    return warp(images, inverse_map(shear_x, shear_y, right.trunc(), down.trunc(), degrees, *images.shape[-2:]))
 
 
 @lru_cache(maxsize=8)

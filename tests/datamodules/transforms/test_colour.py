@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -24,16 +25,22 @@ FACTORS = torch.linspace(0.01, 1.99, 12, dtype=torch.float64)
 THRESHOLDS = torch.tensor([0.0, 0.5, 1, 17, 100.2, 127.5, 128, 200, 254, 254.9, 255, 255], dtype=torch.float64)
 BITS = torch.tensor([8, 7, 6, 5, 4, 3, 2, 1, 0, 8, 5, 4])
 
+
+def blend(batch: Tensor, factor: Tensor, to: str) -> Tensor:
+    """Towards the same other image in the whole batch."""
+    return colour.blend(batch, factor, *(torch.full((len(batch),), to == other) for other in ("pixel", "mean")))
+
+
 EXACT: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Tensor | None]] = {
     "posterize": (colour.posterize, lambda image, bits: reference.posterize(image, int(bits)), BITS),
     "solarize": (colour.solarize, reference.solarize, THRESHOLDS),
     "autocontrast": (colour.autocontrast, reference.autocontrast, None),
     "equalize": (colour.equalize, reference.equalize, None),
-    "brightness": (colour.brightness, reference.adjust_brightness, FACTORS),
+    "brightness": (partial(blend, to="black"), reference.adjust_brightness, FACTORS),
 }
 BLENDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Tensor | None]] = {
-    "saturation": (colour.saturation, reference.adjust_saturation, FACTORS),
-    "contrast": (colour.contrast, reference.adjust_contrast, FACTORS),
+    "saturation": (partial(blend, to="pixel"), reference.adjust_saturation, FACTORS),
+    "contrast": (partial(blend, to="mean"), reference.adjust_contrast, FACTORS),
     "sharpness": (colour.sharpness, reference.adjust_sharpness, FACTORS),
 }
 
@@ -81,3 +88,11 @@ def test_an_image_is_changed_alike_in_any_batch(name: str) -> None:
         one = slice(row, row + 1)
         alone = function(batch[one]) if parameters is None else function(batch[one], parameters[one])
         assert alone[0].equal(together[row])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blends_of_different_kinds_in_one_batch_leave_each_other_alone(channels: int) -> None:
+    batch, kind = images(channels), torch.arange(12) % 3
+    together = colour.blend(batch, FACTORS, kind == 1, kind == 2)
+    for row, to in enumerate(("black", "pixel", "mean")):
+        assert together[kind == row].equal(blend(batch, FACTORS, to)[kind == row])
