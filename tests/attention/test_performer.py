@@ -169,6 +169,11 @@ def test_features_survive_a_checkpoint_and_do_not_learn() -> None:
     assert not list(kernel.parameters())
 
 
+def test_more_features_than_any_machine_holds_are_refused_at_once() -> None:
+    with pytest.raises((RuntimeError, TypeError)):
+        orthogonal_features(10**30, 8)
+
+
 def test_features_must_be_positive() -> None:
     with pytest.raises(ValueError, match="features must be positive, or None for int"):
         performer(8, features=0)

@@ -27,11 +27,9 @@ def orthogonal_features(count: int, dim: int) -> Tensor:
     groups", Notices of the AMS 54, 2007, section 5): without them Householder's QR gives directions of one half-space
     only, as in the published code, and the error to softmax stops falling with the number of features.
     """
-    blocks = []
-    for _ in range(math.ceil(count / dim)):
-        q, r = torch.linalg.qr(torch.randn(dim, dim))
-        blocks.append((q * r.diagonal().sign()).mT)
-    return torch.cat(blocks)[:count] * torch.randn(count, dim).norm(dim=-1, keepdim=True)
+    q, r = torch.linalg.qr(torch.randn(math.ceil(count / dim), dim, dim))
+    directions = (q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]).mT.flatten(0, 1)
+    return directions[:count] * torch.randn(count, dim).norm(dim=-1, keepdim=True)
 
 
 def regulariser(as_published: bool) -> float:
