@@ -1,6 +1,7 @@
 """Tables inside a page: made from the runs it names, byte for byte, and nothing else of the page is touched."""
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -37,9 +38,11 @@ def test_the_tables_of_this_repository_are_what_the_report_makes_of_the_committe
     from vix.commands.report.blocks import fill
 
     text = page.read_bytes().decode("utf-8")
-    filled, left_out = fill(text, page.parent)
-    assert not left_out
-    assert filled == text, f"python main.py report --into {page.relative_to(ROOT)}"
+    filled = fill(text, page.parent)
+    assert not filled.left_out
+    assert filled.text == text, f"python main.py report --into {page.relative_to(ROOT)}"
+    for file, content in filled.pictures.items():
+        assert file.read_bytes().decode("utf-8") == content, f"python main.py report --into {page.relative_to(ROOT)}"
 
 
 def test_blocks_are_filled_and_the_rest_stays_byte_for_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +77,19 @@ def test_the_tables_are_those_of_the_report(tmp_path: Path) -> None:
     lines = [line for line in page.read_text().splitlines() if not line.startswith("<!--")]
     assert len(lines) == 8
     assert all(line in report for line in lines)
+
+
+def test_a_picture_is_a_file_of_its_own_that_browsers_can_read(tmp_path: Path) -> None:
+    runs(tmp_path / "results" / "digits")
+    page = tmp_path / "PAGE.md"
+    page.write_text(block("results/digits, picture"))
+    assert main(["--into", str(page)]) == 0
+    image = "![Test accuracy against operations for an image](results/digits.svg)\n"
+    assert page.read_text() == block("results/digits, picture", image)
+    drawn = ElementTree.parse(tmp_path / "results" / "digits.svg").getroot()
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    words = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Performer", "plain", "vip", "MFLOPs an image", "test top-1 %"} <= set(words)
 
 
 def test_a_folder_without_runs_says_not_yet_measured(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PAGE",
-        help="make the marked tables of a Markdown page anew, and nothing else; may be given again",
+        help="make the marked tables and pictures of a Markdown page anew, and nothing else; may be given again",
     )
     return made
 
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def rewrite(pages: list[Path]) -> int:
-    """Makes the marked tables of pages anew; each page is written whole or stays as it was.
+    """Makes the marked tables and pictures of pages anew; each file is written whole or stays as it was.
 
     Returns:
         0, or 2 where a page is missing or its marks are wrong.
@@ -99,15 +99,17 @@ def rewrite(pages: list[Path]) -> int:
     for path in pages:
         try:
             text = path.read_text(encoding="utf-8")
-            filled, left_out = fill(text, path.parent)
+            filled = fill(text, path.parent)
         except (OSError, UnicodeDecodeError, ValueError) as error:
             print(f"{path}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
             return 2
-        for reason in left_out:
+        for reason in filled.left_out:
             print(f"left out: {reason}", file=sys.stderr)
-        if filled != text:
-            temporary = path.with_name(f".{path.name}.part")
-            temporary.write_text(filled, encoding="utf-8", newline="\n")
-            temporary.replace(path)
-        print(f"{path}: {'made anew' if filled != text else 'as it was'}")
+        for file, content in {**filled.pictures, path: filled.text}.items():
+            same = file.is_file() and file.read_text(encoding="utf-8") == content
+            if not same:
+                temporary = file.with_name(f".{file.name}.part")
+                temporary.write_text(content, encoding="utf-8", newline="\n")
+                temporary.replace(file)
+            print(f"{file}: {'as it was' if same else 'made anew'}")
     return 0

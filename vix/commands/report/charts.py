@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from vix.commands.report.drawing import LETTER, Frame, Labels, mark
+from vix.commands.report.drawing import LETTER, STYLE, Frame, Labels, mark
 from vix.commands.report.runs import Row
 
 # Colour says how tokens are mixed, the mark which body they are in; both after Okabe and Ito, told apart by all eyes.
@@ -166,23 +166,44 @@ def shares(table: Mapping[str, Mapping[float, float]], rows: Mapping[str, Row]) 
     return frame.svg("Accuracy by the amount of data", parts)
 
 
-def legend(rows: Sequence[Row]) -> str:
-    """What colours and marks say, of those that are there."""
+def _keys(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What colours and marks say, of those that are there: a mark at (7, 7) and its meaning."""
     kinds = [kind(row) for row in rows]
-    words = [
-        f'<span><svg width="14" height="14" aria-hidden="true">{mark("plain", 7, 7, colour, hollow=False)}</svg>'
-        f"{escape(name)}</span>"
+    colours = [
+        (mark("plain", 7, 7, colour, hollow=False), name)
         for name, colour in COLOURS.items()
         if any(name == mixing for mixing, _ in kinds)
     ]
-    words += [
-        f'<span><svg width="14" height="14" aria-hidden="true">{mark(each, 7, 7, "#555", hollow=True)}</svg>'
-        f"{escape(each)}</span>"
-        for each in MARKS
-        if any(each == body for _, body in kinds)
+    marks = [(mark(each, 7, 7, "#555", hollow=True), each) for each in MARKS if any(each == body for _, body in kinds)]
+    return colours + marks
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What colours and marks say, for a page."""
+    words = [
+        f'<span><svg width="14" height="14" aria-hidden="true">{drawn}</svg>{escape(name)}</span>'
+        for drawn, name in _keys(rows)
     ]
     words.append("<span>hollow, or dashed: without rotary positions, where there is a choice</span>")
     return f'<p class="legend">{" ".join(words)}</p>'
+
+
+def picture(rows: Sequence[Row]) -> str:
+    """Scores against operations as an SVG file of its own, with its legend; empty where no operations are known."""
+    chart = pareto(rows, "flops", "MFLOPs an image", 1e6)
+    if not chart:
+        return ""
+    frame, x, keys = Frame(), float(Frame().left), []
+    for drawn, name in _keys([row for row in rows if row.mean("flops")]):
+        keys.append(f'<g transform="translate({x:.1f} 5)">{drawn}<text x="17" y="11">{escape(name)}</text></g>')
+        x += 34 + LETTER * len(name)
+    inside = chart.replace("<svg ", f'<svg y="24" width="{frame.width}" height="{frame.height}" ', 1)
+    size = f"{frame.width} {frame.height + 24}"
+    font = 'text { font: 11px system-ui, "DejaVu Sans", sans-serif }'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}"><style>{font}{STYLE}</style>'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(keys)}{inside}</svg>\n'
+    )
 
 
 def _light(row: Row) -> bool:

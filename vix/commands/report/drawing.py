@@ -6,6 +6,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
+# What drawings look like, in a page or alone.
+STYLE = """
+.title { font-size: 13px; font-weight: 600 }
+.grid { stroke: #ebebeb } .tick { fill: #777 }
+.front { fill: none; stroke: #888; stroke-width: 1.3; stroke-dasharray: 4 3 }
+.behind { fill: none; stroke: #e2e2e2 } .lead { fill: none; stroke-opacity: .45 } .spread { stroke-opacity: .55 }
+.series polyline { stroke-width: 1.8; stroke-linejoin: round }
+svg:has(.series:hover) .series { opacity: .15 } svg .series:hover { opacity: 1 !important }
+"""
 # Percentages that may be ticks where equal ratios of the error take equal room.
 PERCENTAGES = (*range(0, 90, 10), 75, 85, 90, 92, 94, 95, 96, 97, 98, 98.5, 99, 99.5, 99.8, 100)
 # Added to an error, in points, so that one of zero has a place.

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from html import escape
 
 from vix.commands.report.charts import curves, legend, pareto, shares
+from vix.commands.report.drawing import STYLE
 from vix.commands.report.papers import Paper
 from vix.commands.report.runs import Row
 from vix.commands.report.tables import Table, by_share, circumstances, data_sets, published, results
 
-STYLE = """
+PAGE_STYLE = """
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; background: #fff; max-width: 1100px;
   margin: 2em auto; padding: 0 1.2em }
 h1 { font-size: 1.6em } h2 { margin-top: 2em; border-bottom: 2px solid #ddd } h3 { margin: 1.8em 0 .4em }
@@ -26,12 +27,6 @@ svg { display: block; width: 100%; height: auto; font-size: 11px }
 .legend svg { display: inline-block; width: 14px; vertical-align: -2px; margin-right: .3em }
 .legend { line-height: 1.9 } .legend span { margin-right: 1.1em; white-space: nowrap }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1em }
-.title { font-size: 13px; font-weight: 600 }
-.grid { stroke: #ebebeb } .tick { fill: #777 }
-.front { fill: none; stroke: #888; stroke-width: 1.3; stroke-dasharray: 4 3 }
-.behind { fill: none; stroke: #e2e2e2 } .lead { fill: none; stroke-opacity: .45 } .spread { stroke-opacity: .55 }
-.series polyline { stroke-width: 1.8; stroke-linejoin: round }
-svg:has(.series:hover) .series { opacity: .15 } svg .series:hover { opacity: 1 !important }
 .note { color: #555; max-width: 60em }
 """
 # Sorts a table by the first number in the column's cells, else by their text; empty cells stay at the end.
@@ -77,7 +72,7 @@ def page(rows: Sequence[Row], papers: Sequence[Paper]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f"<title>ViX: runs compared</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{content}\n"
+        f"<title>ViX: runs compared</title>\n<style>{PAGE_STYLE}{STYLE}</style>\n</head>\n<body>\n{content}\n"
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
