@@ -4,6 +4,7 @@ Each system is measured at one size and in one setting; all of them at both size
     VIX_FULL=1 pytest tests/commands/test_plan.py -m slow
 """
 
+import gc
 import itertools
 import os
 import re
@@ -22,6 +23,7 @@ from vix.backbones import Backbone
 from vix.commands.plan.bytes import Planner, Setting
 from vix.commands.plan.page import SETTINGS, accumulation
 from vix.commands.plan.places import places
+from vix.commands.plan.sized import LiveBytes, Sized, results
 from vix.measure import bytes_kept
 from vix.systems import SYSTEMS
 
@@ -33,15 +35,31 @@ if not os.environ.get("VIX_FULL"):
     CASES = [(name, *combinations[(5 * place) % len(combinations)]) for place, name in enumerate(SYSTEMS)]
 
 
-def allocated(function: Callable[[], object]) -> tuple[int, int]:
-    """What the processor's allocator gave and did not get back while the result lived, and the most at any moment."""
+def allocated(function: Callable[[], object]) -> tuple[int, int, int]:
+    """What the processor's allocator gave and did not get back while the result lived, and the most at any moment.
+
+    The last number is that most without what oneDNN's convolutions take for copies of their own and give back.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         out = function()
-    results = record.profiler.kineto_results
-    assert results is not None
-    sizes = [event.nbytes() for event in results.events() if event.name() == "[memory]"]
+    recorded = record.profiler.kineto_results
+    assert recorded is not None
+    sizes: list[int] = []
+    without: list[int] = []
+    end = -1
+    for event in sorted(recorded.events(), key=lambda event: event.start_ns()):
+        if event.name() == "aten::mkldnn_convolution":
+            end = event.start_ns() + event.duration_ns()
+            without.append(0)
+        elif event.name() == "[memory]":
+            sizes.append(event.nbytes())
+            if event.start_ns() <= end:
+                # of all that happens within a convolution its result remains
+                without[-1] += event.nbytes()
+            else:
+                without.append(event.nbytes())
     del out
-    return sum(sizes), max(itertools.accumulate(sizes))
+    return sum(sizes), max(itertools.accumulate(sizes)), max(itertools.accumulate(without))
 
 
 def step(net: Backbone, batch: torch.Tensor, setting: Setting) -> torch.Tensor:
@@ -54,8 +72,11 @@ def step(net: Backbone, batch: torch.Tensor, setting: Setting) -> torch.Tensor:
         return functional.cross_entropy(logits, labels) if setting.mode == "train" else logits
 
 
-def real(net: Backbone, setting: Setting) -> tuple[int, int, int | None]:
-    """Bytes that a real step holds after its forward, at most, and after its forward by the hooks of autograd."""
+def real(net: Backbone, setting: Setting) -> tuple[int, int, int, int | None]:
+    """Bytes that a real step holds after its forward, at most, and after its forward by the hooks of autograd.
+
+    The third is its most without oneDNN's own copies.
+    """
     net.train(setting.mode == "train").set_grad_checkpointing(setting.checkpointing)
     batch = images(net, BATCH)
     fixed = [*net.parameters(), *net.buffers(), batch]
@@ -72,12 +93,12 @@ def real(net: Backbone, setting: Setting) -> tuple[int, int, int | None]:
         if setting.mode == "train":
             out.backward()
 
-    held, peak = allocated(lambda: step(net, batch, setting))[0], allocated(whole)[1]
+    held, (_, peak, without) = allocated(lambda: step(net, batch, setting))[0], allocated(whole)
     hooked = None
     # checkpoints keep their inputs where the hooks do not look
     if setting.mode == "train" and not setting.checkpointing:
         hooked = base + bytes_kept(lambda: step(net, batch, setting), exclude=fixed)
-    return base + held, base + peak, hooked
+    return base + held, base + peak, base + without, hooked
 
 
 @pytest.mark.slow
@@ -85,36 +106,76 @@ def real(net: Backbone, setting: Setting) -> tuple[int, int, int | None]:
 def test_what_is_counted_is_within_a_tenth_of_what_a_real_step_takes(name: str, size: int, setting: Setting) -> None:
     torch.manual_seed(0)
     need = Planner(lambda: SYSTEMS[name](image_size=size), average=False).need(BATCH, setting)
-    held, peak, hooked = real(SYSTEMS[name](image_size=size), setting)
+    held, peak, without, hooked = real(SYSTEMS[name](image_size=size), setting)
     assert need.held == pytest.approx(held, rel=0.1)
-    # oneDNN's convolutions in bfloat16 copy what they read for themselves; beside an inference's peak that is much
-    beside = 0.3 if setting.label == "infer bf16" and has_convolutions(SYSTEMS[name](image_size=size)) else 0.1
+    assert need.peak == pytest.approx(without, rel=0.1)
+    # oneDNN fills up a convolution of few channels, such as one a head, to 16 in copies of its input and its output,
+    # which in bfloat16 and without anything kept for backward is the highest moment
+    beside = 0.3 if setting.label == "infer bf16" and has_narrow_convolutions(SYSTEMS[name](image_size=size)) else 0.1
     assert (1 - beside) * peak <= need.peak <= 1.1 * peak
     if hooked is not None:
         assert need.held == pytest.approx(hooked, rel=0.1)
 
 
-def has_convolutions(net: Backbone) -> bool:
-    return any(isinstance(part, nn.Conv2d) for part in net.modules())
+def has_narrow_convolutions(net: Backbone) -> bool:
+    return any(isinstance(part, nn.Conv2d) and 1 < part.groups < 16 for part in net.modules())
 
 
 @pytest.mark.parametrize("name", ["ViP", "FNet", "HybridViL", "LeViN", "CvN", "CCT"])
 def test_small_nets_can_be_counted_and_a_step_takes_what_was_counted(name: str) -> None:
     need = Planner(lambda: tiny(SYSTEMS[name]), average=False).need(BATCH, Setting())
-    held, peak, hooked = real(tiny(SYSTEMS[name]), Setting())
+    held, peak, _, hooked = real(tiny(SYSTEMS[name]), Setting())
     assert need.held == pytest.approx(held, rel=0.1)
     assert need.held == pytest.approx(hooked, rel=0.1)
     assert need.peak == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SYSTEMS if os.environ.get("VIX_FULL") else ["ViN", "LeViN", "CvP"])
-def test_a_setting_of_a_system_is_planned_in_five_seconds(name: str) -> None:
-    # what torch imports once is no system's
+@pytest.mark.parametrize("name", SYSTEMS if os.environ.get("VIX_FULL") else ["LeViN", "LeViP", "CvN"])
+def test_all_settings_of_a_system_are_planned_in_five_seconds(name: str) -> None:
+    # what torch imports once is no system's, and what another test asked is forgotten
     Planner(lambda: tiny(SYSTEMS["ViT"])).largest(2**30, Setting(checkpointing=True))
+    results.cache_clear()
     start = time.process_time()
-    assert Planner(lambda: SYSTEMS[name](image_size=64, num_classes=200)).largest(8 * 2**30, Setting()) is not None
+    planner = Planner(lambda: SYSTEMS[name](image_size=64, num_classes=200))
+    assert all(planner.largest(8 * 2**30, setting) is not None for setting in SETTINGS)
     assert time.process_time() - start < 5
+
+
+def test_what_a_net_no_longer_needs_is_not_counted_whatever_the_garbage_collector_does() -> None:
+    planner = Planner(lambda: tiny(SYSTEMS["ViN"], depth=4))
+    gc.disable()
+    try:
+        needs = [planner.need(2, Setting("infer")) for _ in range(2)]
+    finally:
+        gc.enable()
+    # beside the images and labels there are the logits
+    assert needs[0] == needs[1]
+    assert needs[0].held - needs[0].fixed < 2 * images(planner.net, 2).nbytes
+
+
+def test_convolutions_lay_out_their_results_as_real_ones_do() -> None:
+    for batch, layout in itertools.product((1, 3), (torch.contiguous_format, torch.channels_last)):
+        x = torch.randn(batch, 8, 6, 6).contiguous(memory_format=layout).requires_grad_()
+        conv = nn.Conv2d(8, 16, 3, bias=False)
+        out = conv(x)
+        out.sum().backward()
+        fake = Sized.like(x)
+        with LiveBytes(0):
+            made = functional.conv2d(fake, Sized.like(conv.weight))
+            made.sum().backward()
+        assert fake.grad is not None
+        assert x.grad is not None
+        assert (made.stride(), fake.grad.stride()) == (out.stride(), x.grad.stride())
+
+
+def test_a_tensor_without_values_refuses_what_would_need_them() -> None:
+    with pytest.raises(RuntimeError, match="outside of LiveBytes"):
+        Sized.like(torch.ones(3)) + 1
+    with LiveBytes(0), pytest.raises(NotImplementedError, match="in place"):
+        torch.ones(2, 3).t_()
+    with LiveBytes(0), pytest.raises((RuntimeError, NotImplementedError)):
+        torch.ones(3).sum().item()
 
 
 @pytest.mark.parametrize("setting", [Setting(), Setting("infer")], ids=lambda setting: setting.label)

@@ -1,20 +1,16 @@
 """Counts the bytes that a step would hold, on tensors that have sizes but no values."""
 
 import copy
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vix.backbones import Backbone
+from vix.commands.plan.sized import Face, LiveBytes, Sized, Storage
 
 Mode = Literal["train", "infer"]
 
@@ -63,42 +59,6 @@ class Need:
         return (self.peak - self.fixed) / self.batch
 
 
-class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make, each once, from its first tensor to the end of its last.
-
-    Attributes:
-        now: The bytes of those that are alive.
-        peak: The most that they were.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = 0
-        self.peak = 0
-        self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
-
-    def add(self, tensors: Iterable[Tensor]) -> None:
-        """Counts tensors that were there before."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            # the address of torch's own object: a tensor without values has none of data
-            key = storage._cdata
-            if key not in self._alive:
-                self._alive[key] = storage.nbytes(), weakref.ref(storage, partial(self._drop, key))
-                self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-
-    def _drop(self, key: int, _: object) -> None:
-        size, _ = self._alive.pop(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation and counts what it made."""
-        out = func(*args, **(kwargs or {}))
-        self.add(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
-        return out
-
-
 class Planner:
     """Counts the bytes of a net's steps.
 
@@ -111,12 +71,12 @@ class Planner:
     """
 
     def __init__(self, build: Callable[[], nn.Module], *, average: bool = True) -> None:
-        self._fake = FakeTensorMode()
-        # built with values, which some ways of drawing weights look at, and copied without
-        with FakeCopyMode(self._fake):
-            net = copy.deepcopy(build())
+        net = build()
         assert isinstance(net, Backbone)
-        self.net = net
+        # built with values, which some ways of drawing weights look at, and copied without
+        self.net = copy.deepcopy(
+            net, {id(tensor): Sized.like(tensor) for tensor in (*net.parameters(), *net.buffers())}
+        )
         self.average = average
 
     @property
@@ -127,33 +87,32 @@ class Planner:
     def need(self, batch: int, setting: Setting) -> Need:
         """Counts the bytes of a step of so many images."""
         training = setting.mode == "train"
-        net, live = self.net.train(training), LiveBytes()
+        net = self.net.train(training)
         net.set_grad_checkpointing(setting.checkpointing)
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        with self._fake:
-            for parameter in trained:
-                parameter.grad = torch.zeros_like(parameter) if training else None
-            live.add([*net.parameters(), *net.buffers()])
-            live.add(parameter.grad for parameter in trained if parameter.grad is not None)
-            beside = self._beside(trained) if training else 0
-            fixed = live.now
-            with live, torch.set_grad_enabled(training):
-                images = torch.zeros(batch, net.channels, *net.image_size)
-                labels = torch.zeros(batch, dtype=torch.int64)
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.bf16):
-                    logits = net(images)
-                    loss = functional.cross_entropy(logits, labels) if training else logits
-                held = live.now
-                if training:
-                    loss.backward()
+        for parameter in trained:
+            parameter.grad = Sized(Face.of(parameter), Storage(parameter.nbytes)) if training else None
+        fixed = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+        if training:
+            fixed += self._beside(trained)
+        live = LiveBytes(fixed)
+        with live, torch.set_grad_enabled(training):
+            images = torch.zeros(batch, net.channels, *net.image_size)
+            labels = torch.zeros(batch, dtype=torch.int64)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.bf16):
+                logits = net(images)
+                loss = functional.cross_entropy(logits, labels) if training else logits
+            held = live.now
+            if training:
+                loss.backward()
         for parameter in trained:
             parameter.grad = None
-        return Need(batch, fixed + beside, held + beside, live.peak + beside)
+        return Need(batch, fixed, held, live.peak)
 
     def _beside(self, trained: Iterable[Tensor]) -> int:
-        """Bytes that lie beside parameters and gradients: AdamW's two moments and step counts, the average."""
+        """Bytes that lie beside parameters: gradients, AdamW's two moments and step counts, the average."""
         sizes = [parameter.nbytes for parameter in trained]
-        return (2 + self.average) * sum(sizes) + 4 * len(sizes)
+        return (3 + self.average) * sum(sizes) + 4 * len(sizes)
 
     def largest(self, memory: int, setting: Setting, *, first: int = 64) -> Need | None:
         """Finds the largest batch whose peak fits.
