@@ -9,13 +9,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from tests.faults.processes import ROOT, Command, assert_same, finished, leftovers, rows, runs
 from tests.test_main import QUICK, overlay, small
+from tests.training import wandb_file
 from vix.training.callbacks.ranks import rank_seed
 from vix.training.checkpoint import read_checkpoint
 from vix.training.runs import Run
@@ -33,11 +36,24 @@ def free_port() -> str:
         return str(place.getsockname()[1])
 
 
-def pair(arguments: list[str], folder: Path) -> list[Command]:
-    """A command's two processes, as a launcher would start them."""
+def pair(
+    arguments: list[str],
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    second: Callable[[], None] | None = None,
+) -> list[Command]:
+    """A command's two processes, as a launcher would start them; `second` is called first in the second one."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    common |= environment or {}
     return [
-        Command([*arguments, *TWO], folder, environment={**common, "LOCAL_RANK": str(rank)}, log=f"log{rank}")
+        Command(
+            [*arguments, *TWO],
+            folder,
+            environment={**common, "LOCAL_RANK": str(rank)},
+            prepare=second if rank else None,
+            log=f"log{rank}",
+        )
         for rank in range(2)
     ]
 
@@ -71,6 +87,31 @@ def test_two_processes_give_the_numbers_of_one_with_the_same_images_a_step(name:
         # LeViT has weights on which nothing depends, and Adam makes steps of the rounding of their gradients
         weights = [read_checkpoint(run.last).weights for run in (one, two)]
         torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+def second_without_wandb() -> None:
+    """Lets every `import wandb` of the second process fail."""
+    sys.modules["wandb"] = None  # type: ignore[assignment]
+    # which Lightning reads from LOCAL_RANK when it is imported, and that was before the fork
+    rank_zero_only.rank = 1  # type: ignore[attr-defined]
+
+
+def test_only_the_first_process_knows_wandb_and_there_is_one_run(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    training = ["fit", *small(), *QUICK, *STEPS, "--data.batch_size=8", "--trainer.max_epochs=1", "--wandb.images=2"]
+    processes = pair(
+        training, tmp_path, environment={"WANDB_MODE": "offline", "HOME": str(home)}, second=second_without_wandb
+    )
+    assert [process.wait() for process in processes] == [0, 0], [process.log for process in processes]
+    (run,) = runs(tmp_path)
+    (part,) = tmp_path.rglob("*.wandb")
+    assert part.parent.parent == run.folder / "wandb"
+    assert part.parent.name.startswith("offline-run-")
+    assert wandb_file.run(part).run_id == run.id
+    steps = [row["trainer/global_step"] for row in wandb_file.history(part) if "train/loss_step" in row]
+    assert steps == list(range(8))
+    assert [process.log.count("wandb sync") for process in processes] == [1, 0]
 
 
 def test_two_processes_evaluate_every_image_once(tmp_path: Path) -> None:
