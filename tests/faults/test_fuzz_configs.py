@@ -243,6 +243,7 @@ KEPT: list[Mutation] = [
     ("vip.yaml", None, [("set", "model.optimizer.init_args.lr", None)]),
     ("vip.yaml", None, [("set", "model.optimizer.init_args.lr", -1.0)]),
     ("vit.yaml", None, [("set", "model.net.init_args.depth", 2**31)]),
+    ("hybrid_vip.yaml", None, [("set", "model.net.init_args.features", 10**30)]),
 ]
 
 
