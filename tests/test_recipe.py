@@ -15,6 +15,9 @@ from tests.test_main import EXPERIMENTS, QUICK, files, fit, overlay, small, syst
 from vix.training.runs import Run
 
 
+FSDP2 = "pytorch_lightning.strategies.ModelParallelStrategy"
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -83,6 +86,10 @@ def test_the_finders_suggest_and_leave_nothing(capsys: pytest.CaptureFixture[str
         (["test", "--seeds", "0", "--ckpt_path", "x"], "--seeds belongs to fit"),
         (["fit", "--find", "x", *system("vit")], "--find x: fit can find lr or batch_size"),
         (["fit", "--ema", "1", *system("vit")], "command line: ema: must be at least 0 and below 1, or null, got 1.0"),
+        (
+            ["fit", *system("vit"), f"--trainer.strategy.class_path={FSDP2}"],
+            "command line: trainer.strategy: ModelParallelStrategy (FSDP2) is not offered",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(
