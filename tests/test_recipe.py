@@ -14,7 +14,6 @@ import main
 from tests.test_main import EXPERIMENTS, QUICK, files, fit, overlay, small, system
 from vix.training.runs import Run
 
-
 FSDP2 = "pytorch_lightning.strategies.ModelParallelStrategy"
 
 

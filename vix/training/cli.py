@@ -48,6 +48,7 @@ from vix.training.refusals import (
     refusal,
     refuse_contradiction,
     refuse_other_net,
+    refuse_sharding,
     say_differences,
 )
 from vix.training.runs import Run, claimed, discard
@@ -222,12 +223,7 @@ class VixCLI(LightningCLI):
             raise self._out_of_range("seed_everything", f"from 0 to {(1 << 32) - 1}", config.seed_everything)
         if config.ema is not None and not 0 <= config.ema < 1:
             raise self._out_of_range("ema", "at least 0 and below 1, or null", config.ema)
-        if str(getattr(config.trainer.strategy, "class_path", "")).endswith(".ModelParallelStrategy"):
-            setting = self.plan.line.find("trainer.strategy") or self.plan.line.find("trainer.strategy.class_path")
-            raise UsageError(
-                f"{setting.source if setting else COMMAND_LINE}: trainer.strategy: ModelParallelStrategy (FSDP2) is not "
-                "offered, since a resumed run would end differently; ddp is, see docs/faults.md"
-            )
+        refuse_sharding(self.plan.line, config.trainer.strategy)
         self.find = self.plan.line.own.get("find", "")
         if self.find and (self.find not in FINDERS or self.plan.line.command != "fit"):
             raise UsageError(f"--find {self.find}: fit can find {' or '.join(FINDERS)}")

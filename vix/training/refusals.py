@@ -38,6 +38,21 @@ def refuse_contradiction(line: CommandLine, key: str, value: Any, by: str) -> No
         raise UsageError(f"{setting.source}: {key}: {_show(setting.value)}, but {by} says {_show(value)}; leave it out")
 
 
+def refuse_sharding(line: CommandLine, strategy: Any) -> None:
+    """Refuses Lightning's `ModelParallelStrategy` (FSDP2), for what docs/faults.md says.
+
+    Raises:
+        UsageError: If it is asked for.
+    """
+    if str(getattr(strategy, "class_path", "")).endswith(".ModelParallelStrategy"):
+        setting = line.find("trainer.strategy") or line.find("trainer.strategy.class_path")
+        source = setting.source if setting else COMMAND_LINE
+        raise UsageError(
+            f"{source}: trainer.strategy: ModelParallelStrategy (FSDP2) is not offered, since a resumed run would end "
+            "differently; ddp is"
+        )
+
+
 def construction_refusal(error: Exception, line: CommandLine) -> Exception:
     """What to raise for an error of a constructor: with the file and the key that the message is about."""
     cause: BaseException | None = error
