@@ -249,8 +249,9 @@ class Performer(Attention):
     """Replaces exp(q k^T / sqrt(d)) by phi(q) phi(k)^T with random features phi, so that keys are summed once.
 
     The directions are drawn once, shared by heads and images, and saved with the weights (buffer `projection`). Queries
-    and keys are centred, which leaves softmax as it is and takes most of the error away where the tokens of an image
-    have something in common (`tests/attention/test_performer.py` prints the table).
+    and keys are centred, which leaves softmax as it is and takes error away where the tokens of an image have something
+    in common (`tests/attention/test_performer.py` prints the table). A trained net may leave softmax all the same:
+    `explain` shows how far.
 
     Args:
         spec: The place to fill.
