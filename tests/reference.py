@@ -37,15 +37,18 @@ def linformer(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> 
 
 
 def performer(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, eps: float) -> Tensor:
-    """Choromanski et al., arXiv:2009.14794, equation 5 with lemma 1, of centred q and k, and a shrinkage `eps`.
+    """Choromanski et al., arXiv:2009.14794, equation 5 with lemma 1, of shortened q and k, and `eps` on the features.
 
     phi(x) = exp(W x - |x|^2 / 2 - M) + eps of x / d^(1/4); M is the maximum of the whole exponent, per query token, and
-    per image and head for keys. What centring the queries takes from a product of q and k stands with the key.
+    per image and head for keys. Both are centred; what that takes from a product of q and k stands with the key. Each
+    width is scaled so that queries and keys have the same variance, their mean, where one in a million is added first.
     """
     d = q.shape[-1]
-    q, k = q / d**0.25, k / d**0.25
     mean = q.sum(-2, keepdim=True) / q.shape[-2]
     q, k = q - mean, k - k.sum(-2, keepdim=True) / k.shape[-2]
+    of_q, of_k = ((x * x).sum(-2, keepdim=True) / x.shape[-2] + 1e-6 for x in (q, k))
+    ratio = torch.sqrt(torch.sqrt(of_k / of_q)) / d**0.25
+    q, mean, k = q * ratio, mean * ratio, k / (ratio * math.sqrt(d))
 
     def exponent(x: Tensor) -> Tensor:
         return torch.einsum("rd,bhnd->bhnr", projection, x) - (x * x).sum(-1, keepdim=True) / 2

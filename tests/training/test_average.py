@@ -58,7 +58,7 @@ class Redraw(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         for name, buffer in pl_module.named_buffers():
             if name.endswith("projection"):
-                buffer.copy_(orthogonal_features(*buffer.shape))
+                buffer.copy_(orthogonal_features(*buffer.shape, opposite=True))
 
 
 def classifier(net: nn.Module) -> ImageClassifier:
@@ -112,7 +112,8 @@ def test_performers_directions_stay_orthogonal_under_averaging(tmp_path: Path) -
     state = torch.load(run.best, weights_only=True)["state_dict"]
     (directions,) = (tensor for name, tensor in state.items() if name.endswith("projection"))
     directions = directions / directions.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(directions @ directions.T, torch.eye(4), rtol=0, atol=1e-5)
+    pairs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).kron(torch.eye(2))
+    torch.testing.assert_close(directions @ directions.T, pairs, rtol=0, atol=1e-5)
 
 
 def test_nothing_is_swapped_in_before_the_first_update(tmp_path: Path) -> None:

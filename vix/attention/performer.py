@@ -5,7 +5,7 @@ Source: Choromanski et al., "Rethinking Attention with Performers", ICLR 2021, a
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,27 @@ from vix.layers import full_precision
 EPS, PUBLISHED_EPS = 1e-5, 1e-4
 
 
-def orthogonal_features(count: int, dim: int) -> Tensor:
+# Variance of a width below which it does not ask for a balance of its own.
+LEAST_VARIANCE = 1e-6
+
+
+def orthogonal_features(count: int, dim: int, *, opposite: bool) -> Tensor:
     """Draws `count` Gaussian directions of width `dim` (count dim), exactly orthogonal within each block of `dim`.
+
+    If `opposite`, the second half is the first with its sign turned (of an odd number, less one): features of w and -w
+    err against each other, so that the variance never is above that of independent ones and vanishes where q + k does
+    (the paper's lemma 2, SM-hyp+).
 
     Lengths are those of independent Gaussian vectors, so that each row alone is Gaussian (appendix B.2 of the paper).
     The signs of R's diagonal make Q uniform (Mezzadri, "How to generate random matrices from the classical compact
     groups", Notices of the AMS 54, 2007, section 5): without them Householder's QR gives directions of one half-space
     only, as in the published code, and the error to softmax stops falling with the number of features.
     """
-    q, r = torch.linalg.qr(torch.randn(math.ceil(count / dim), dim, dim))
+    drawn = math.ceil(count / 2) if opposite else count
+    q, r = torch.linalg.qr(torch.randn(math.ceil(drawn / dim), dim, dim))
     directions = (q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]).mT.flatten(0, 1)
-    return directions[:count] * torch.randn(count, dim).norm(dim=-1, keepdim=True)
+    features = directions[:drawn] * torch.randn(drawn, dim).norm(dim=-1, keepdim=True)
+    return torch.cat([features, -features[: count - drawn]])
 
 
 def regulariser(as_published: bool) -> float:
@@ -53,22 +63,63 @@ def centred(x: Tensor) -> tuple[Tensor, Tensor]:
     return x - mean, mean
 
 
+def variance(x: Tensor) -> Tensor:
+    """Returns the variance (... 1 d) of centred tokens (... n d), and a little more."""
+    return x.square().mean(dim=-2, keepdim=True) + LEAST_VARIANCE
+
+
+class Shortened(NamedTuple):
+    """Queries (... n d) and keys (... m d) with the softmax of others, made as short as that allows at no cost.
+
+    Both are centred and balanced: with c the mean query of an image and head, exp(q k) = exp((q - c) k) exp(c k), where
+    the last factor belongs to the key and is exact, and a shift of all keys cancels; and each width of the queries is
+    multiplied with what the same width of the keys is divided by, so that both vary alike. The error of random features
+    grows exponentially with |q + k|^2. (Neither is in the paper.)
+    """
+
+    q: Tensor
+    k: Tensor
+    mean: Tensor
+    """The mean query (... 1 d), balanced like the queries."""
+    balance: Tensor
+    """What queries are multiplied with and keys divided by (... 1 d)."""
+    spread: Tensor
+    """Variance of a width after it is balanced (... 1 d), alike for queries and keys."""
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor) -> "Shortened":
+        """Shortens queries (... n d) and keys (... m d)."""
+        (q, mean), (k, _) = centred(q), centred(k)
+        of_q, of_k = variance(q), variance(k)
+        balance = (of_k / of_q) ** 0.25
+        return cls(q * balance, k / balance, mean * balance, balance, (of_q * of_k).sqrt())
+
+    def gradients(self, grad_q: Tensor, grad_k: Tensor, grad_mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gradients of the queries and keys as they came from those of q, k and mean."""
+        n, m = self.q.shape[-2], self.k.shape[-2]
+        of_log_balance = (grad_q * self.q).sum(-2, keepdim=True) - (grad_k * self.k).sum(-2, keepdim=True)
+        of_log_balance += grad_mean * self.mean
+        of_variance = of_log_balance / (2 * self.spread)
+        grad_q = (grad_q - self.q * (of_variance / n)).mul_(self.balance)
+        grad_k = (grad_k + self.k * (of_variance / m)).div_(self.balance)
+        grad_q += grad_mean * self.balance / n - grad_q.mean(dim=-2, keepdim=True)
+        return grad_q, grad_k - grad_k.mean(dim=-2, keepdim=True)
+
+
 def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
     """Computes phi(q) (phi(k)^T v) / (phi(q) phi(k)^T 1) with phi(x) = exp(W x - |x|^2 / 2 - M) + eps.
 
     Queries and keys are first scaled by d^-1/4. The paper's factor r^-1/2 cancels. M, the stabiliser, cancels but for
     eps, the regulariser. This is the plain form, for torch.compile to fuse; `Favor` is held to it.
 
-    By default both are centred before, since the error grows exponentially with |q + k|^2. Softmax allows it: with c
-    the mean query of an image and head, exp(q k) = exp((q - c) k) exp(c k), where the last factor belongs to the key
-    and is exact, and a shift of all keys cancels. A key's norm term becomes -|k - c|^2 / 2. (Not in the paper.)
+    By default both are `Shortened` before. With c the mean query, a key's norm term becomes -|k - c|^2 / 2.
 
     Args:
         q: Queries (b h n d).
         k: Keys (b h m d).
         v: Values (b h m e).
         projection: The random directions W (r d).
-        as_published: Nothing is centred, and M is the maximum of W x before the norm term, for keys that of the whole
+        as_published: Nothing is shortened, and M is the maximum of W x before the norm term, for keys that of the whole
             batch. Otherwise M is the maximum of the whole exponent, per token for queries and per image and head for
             keys.
     """
@@ -79,9 +130,8 @@ def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: boo
         q_exponents, k_exponents = q_products - half_square(q), k_products - half_square(k)
         q_top, k_top = q_products.amax(dim=-1, keepdim=True), k_products.amax()
     else:
-        q, q_mean = centred(q)
-        k, _ = centred(k)
-        q_exponents, k_exponents = q @ scaled, k @ scaled - half_square(k - q_mean)
+        q, k, mean, *_ = Shortened.of(q, k)
+        q_exponents, k_exponents = q @ scaled, k @ scaled - half_square(k - mean)
         q_top, k_top = q_exponents.amax(dim=-1, keepdim=True), k_exponents.amax(dim=(-2, -1), keepdim=True)
     q_features, k_features = (q_exponents - q_top).exp() + eps, (k_exponents - k_top).exp() + eps
     sums = q_features @ (k_features.mT @ with_ones(v))
@@ -133,8 +183,8 @@ class Favor(torch.autograd.Function):
         if as_published:
             norm, features = half_square(k), Favor.products(k, directions)
         else:
-            (q, q_mean), (k, _) = centred(q), centred(k)
-            norm = half_square(k - q_mean)
+            q, k, mean, *_ = Shortened.of(q, k)
+            norm = half_square(k - mean)
             features = Favor.shifted_products(k, norm, directions)
         tops = features.amax(dim=-1).view(1 if as_published else b * h, -1)
         top, token = tops.max(dim=-1)
@@ -183,9 +233,10 @@ class Favor(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of q, k and v from that of the output."""
         eps, count, scale = regulariser(as_published), projection.shape[0], q.shape[-1] ** -0.25
-        directions, q_mean = Favor.aligned(projection * scale), None
-        if not as_published:
-            (q, q_mean), (k, _) = centred(q), centred(k)
+        directions = Favor.aligned(projection * scale)
+        shortened = None if as_published else Shortened.of(q, k)
+        if shortened is not None:
+            q, k = shortened.q, shortened.k
 
         # Of the quotient: the numerator's e columns, then the denominator's one.
         grad_sums = torch.cat([grad, -(grad * out).sum(dim=-1, keepdim=True)], dim=-1).div_(normaliser)
@@ -223,11 +274,10 @@ class Favor(torch.autograd.Function):
         gradients.scatter_add_(1, place.expand(-1, -1, k.shape[-1]), -total * directions[top_features.argmax(dim=-1)])
         if not as_published:
             rows.scatter_add_(1, place, -total)
-        of_norms = rows.view(*k.shape[:-1], 1) * scale**2 * (k if q_mean is None else k - q_mean)
+        of_norms = rows.view(*k.shape[:-1], 1) * scale**2 * (k if shortened is None else k - shortened.mean)
         grad_k -= of_norms
-        if q_mean is not None:
-            grad_q += (of_norms.sum(dim=-2, keepdim=True) - grad_q.sum(dim=-2, keepdim=True)) / q.shape[-2]
-            grad_k -= grad_k.mean(dim=-2, keepdim=True)
+        if shortened is not None:
+            grad_q, grad_k = shortened.gradients(grad_q, grad_k, of_norms.sum(dim=-2, keepdim=True))
         return grad_q, grad_k, grad_v
 
 
@@ -248,16 +298,17 @@ def _read_steps(performer: nn.Module, incompatible: Any) -> None:
 class Performer(Attention):
     """Replaces exp(q k^T / sqrt(d)) by phi(q) phi(k)^T with random features phi, so that keys are summed once.
 
-    The directions are drawn once, shared by heads and images, and saved with the weights (buffer `projection`). Queries
-    and keys are centred, which leaves softmax as it is and takes error away where the tokens of an image have something
-    in common (`tests/attention/test_performer.py` prints the table). A trained net may leave softmax all the same:
-    `explain` shows how far.
+    The directions are drawn once, in pairs of opposite sign, shared by heads and images, and saved with the weights
+    (buffer `projection`). Queries and keys are shortened, which leaves softmax as it is and takes error away where the
+    tokens of an image have something in common or queries and keys vary in different widths
+    (`tests/attention/test_performer.py` prints the table). A trained net may leave softmax all the same: `explain`
+    shows how far.
 
     Args:
         spec: The place to fill.
         features: Number of random features; left out, int(d ln d) as published (110 for a head of 32).
-        as_published: Whether to use the published stabiliser and regulariser and centre nothing: an image's output then
-            depends on its batch mates and collapses to the mean value for large q and k.
+        as_published: Whether to use the published stabiliser and regulariser, shorten nothing and draw no pairs: an
+            image's output then depends on its batch mates and collapses to the mean value for large q and k.
         redraw: Optimiser steps after which the directions are drawn anew, each time; None keeps them.
             `ImageClassifier` counts; in a loop of your own call `after_step`.
 
@@ -283,7 +334,7 @@ class Performer(Attention):
             raise ValueError(f"redraw must be positive, or None for never, got {redraw}")
         features = features or max(1, int(spec.head_dim * math.log(spec.head_dim)))
         self.as_published = as_published
-        self.register_buffer("projection", orthogonal_features(features, spec.head_dim))
+        self.register_buffer("projection", orthogonal_features(features, spec.head_dim, opposite=not as_published))
         self.redraw = redraw
         if redraw is not None:
             self.register_buffer("steps", torch.tensor(0))
@@ -303,7 +354,7 @@ class Performer(Attention):
         self._steps += 1
         self.steps.fill_(self._steps)
         if self._steps % self.redraw == 0:
-            self.projection.copy_(orthogonal_features(*self.projection.shape))
+            self.projection.copy_(orthogonal_features(*self.projection.shape, opposite=not self.as_published))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) to (b h n e)."""
