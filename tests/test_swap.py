@@ -102,7 +102,7 @@ def test_performer_comes_nearer_with_more_features(name: str) -> None:
             after = vix.swap_attention(model, partial(vix.Performer, features=features))(x)
         errors.append(distance(after, before))
     # Random features err by one over the root of their number, 11 times less; the regulariser spares the few a part.
-    assert errors[1] < errors[0] / 2
+    assert errors[1] < errors[0] / 3
     assert errors[1] < 0.1
 
 

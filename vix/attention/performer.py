@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from vix.attention.base import Attention, AttentionSpec
 from vix.layers import full_precision
@@ -57,53 +58,74 @@ def half_square(x: Tensor) -> Tensor:
     return x.square().sum(dim=-1, keepdim=True) * (0.5 * x.shape[-1] ** -0.5)
 
 
-def centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns x (... n d) less the mean of its tokens, and the mean (... 1 d)."""
-    mean = x.mean(dim=-2, keepdim=True)
-    return x - mean, mean
-
-
-def variance(x: Tensor) -> Tensor:
-    """Returns the variance (... 1 d) of centred tokens (... n d), and a little more."""
-    return x.square().mean(dim=-2, keepdim=True) + LEAST_VARIANCE
-
-
 class Shortened(NamedTuple):
-    """Queries (... n d) and keys (... m d) with the softmax of others, made as short as that allows at no cost.
+    """Queries and keys of an image and head, shortened in two ways that softmax does not see.
 
-    Both are centred and balanced: with c the mean query of an image and head, exp(q k) = exp((q - c) k) exp(c k), where
-    the last factor belongs to the key and is exact, and a shift of all keys cancels; and each width of the queries is
-    multiplied with what the same width of the keys is divided by, so that both vary alike. The error of random features
-    grows exponentially with |q + k|^2. (Neither is in the paper.)
+    Both are centred: with c the mean query, exp(q k) = exp((q - c) k) exp(c k), where the last factor belongs to the
+    key and is exact, and a shift of all keys cancels. Both are balanced: each width of the queries is multiplied with
+    what the same width of the keys is divided by, so that they vary alike. The error of random features grows
+    exponentially with |q + k|^2. (Neither is in the paper.)
+
+    Balance and mean query are factors and a shift of the random directions, which are fewer than the tokens.
     """
 
     q: Tensor
+    """Centred (b h n d)."""
     k: Tensor
+    """Centred (b h m d)."""
     mean: Tensor
-    """The mean query (... 1 d), balanced like the queries."""
-    balance: Tensor
-    """What queries are multiplied with and keys divided by (... 1 d)."""
-    spread: Tensor
-    """Variance of a width after it is balanced (... 1 d), alike for queries and keys."""
+    """The mean query (b h 1 d)."""
+    of_q: Tensor
+    """Variance of each width of the queries (b h 1 d), and a little more."""
+    of_k: Tensor
+    """The same of the keys."""
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor) -> "Shortened":
-        """Shortens queries (... n d) and keys (... m d)."""
-        (q, mean), (k, _) = centred(q), centred(k)
-        of_q, of_k = variance(q), variance(k)
-        balance = (of_k / of_q) ** 0.25
-        return cls(q * balance, k / balance, mean * balance, balance, (of_q * of_k).sqrt())
+        """Shortens queries (b h n d) and keys (b h m d)."""
+        # Heads lie among each other: after one copy every pass takes a third.
+        q, k = q.contiguous(), k.contiguous()
+        q_mean, k_mean = (x.mean(dim=-2, keepdim=True) for x in (q, k))
+        q, k = q - q_mean, k - k_mean
+        of_q, of_k = (x.square().mean(dim=-2, keepdim=True) + LEAST_VARIANCE for x in (q, k))
+        return cls(q, k, q_mean, of_q, of_k)
 
-    def gradients(self, grad_q: Tensor, grad_k: Tensor, grad_mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the gradients of the queries and keys as they came from those of q, k and mean."""
+    def balance(self) -> Tensor:
+        """Returns what queries are multiplied with and keys divided by (b h 1 d)."""
+        return (self.of_k / self.of_q) ** 0.25
+
+    def maps(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the directions of queries and of keys (b h d r), given those of both scaled by d^-1/4 (d r)."""
+        balance = self.balance().mT
+        return columns * balance, columns / balance + self.mean.mT * self.q.shape[-1] ** -0.5
+
+    def weights(self) -> Tensor:
+        """Returns what the squares of a key are multiplied with in its norm term (b h 1 d)."""
+        return (self.of_q / self.of_k).sqrt() * (0.5 * self.q.shape[-1] ** -0.5)
+
+    def norm(self) -> Tensor:
+        """Returns the norm term of each key (b h m 1)."""
+        return (self.k.square() * self.weights()).sum(dim=-1, keepdim=True)
+
+    def gradients(self, grad_q: Tensor, grad_k: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gradients of the queries and keys as they came.
+
+        Args:
+            grad_q: What the products with their directions give the centred queries; is written to.
+            grad_k: The same of the centred keys; is written to.
+            rows: Sums of the gradients of each key's exponents (b h m 1).
+        """
         n, m = self.q.shape[-2], self.k.shape[-2]
-        of_log_balance = (grad_q * self.q).sum(-2, keepdim=True) - (grad_k * self.k).sum(-2, keepdim=True)
-        of_log_balance += grad_mean * self.mean
-        of_variance = of_log_balance / (2 * self.spread)
-        grad_q = (grad_q - self.q * (of_variance / n)).mul_(self.balance)
-        grad_k = (grad_k + self.k * (of_variance / m)).div_(self.balance)
-        grad_q += grad_mean * self.balance / n - grad_q.mean(dim=-2, keepdim=True)
-        return grad_q, grad_k - grad_k.mean(dim=-2, keepdim=True)
+        by_rows = self.k * rows
+        grad_mean = by_rows.sum(dim=-2, keepdim=True) * self.q.shape[-1] ** -0.5
+        grad_k.addcmul_(by_rows, self.weights(), value=-2)
+        of_log_balance = (grad_q * self.q).sum(dim=-2, keepdim=True) + grad_mean * self.mean
+        of_log_balance -= torch.mul(grad_k, self.k, out=by_rows).sum(dim=-2, keepdim=True)
+        grad_q.addcmul_(self.q, of_log_balance / (-2 * n * self.of_q))
+        grad_k.addcmul_(self.k, of_log_balance / (2 * m * self.of_k))
+        grad_q += grad_mean / n - grad_q.mean(dim=-2, keepdim=True)
+        grad_k -= grad_k.mean(dim=-2, keepdim=True)
+        return grad_q, grad_k
 
 
 def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
@@ -112,7 +134,7 @@ def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: boo
     Queries and keys are first scaled by d^-1/4. The paper's factor r^-1/2 cancels. M, the stabiliser, cancels but for
     eps, the regulariser. This is the plain form, for torch.compile to fuse; `Favor` is held to it.
 
-    By default both are `Shortened` before. With c the mean query, a key's norm term becomes -|k - c|^2 / 2.
+    By default both are `Shortened` before.
 
     Args:
         q: Queries (b h n d).
@@ -130,8 +152,10 @@ def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: boo
         q_exponents, k_exponents = q_products - half_square(q), k_products - half_square(k)
         q_top, k_top = q_products.amax(dim=-1, keepdim=True), k_products.amax()
     else:
-        q, k, mean, *_ = Shortened.of(q, k)
-        q_exponents, k_exponents = q @ scaled, k @ scaled - half_square(k - mean)
+        shortened = Shortened.of(q, k)
+        of_q, of_k = shortened.maps(scaled)
+        q_exponents = shortened.q @ of_q
+        k_exponents = shortened.k @ of_k - shortened.norm()
         q_top, k_top = q_exponents.amax(dim=-1, keepdim=True), k_exponents.amax(dim=(-2, -1), keepdim=True)
     q_features, k_features = (q_exponents - q_top).exp() + eps, (k_exponents - k_top).exp() + eps
     sums = q_features @ (k_features.mT @ with_ones(v))
@@ -149,43 +173,41 @@ class Favor(torch.autograd.Function):
     """
 
     @staticmethod
-    def aligned(directions: Tensor) -> Tensor:
-        """Repeats the first direction until their number is a multiple of 16, if that is an eighth more at most.
+    def columns(projection: Tensor) -> Tensor:
+        """Returns directions (r d) scaled by d^-1/4 as columns (d r).
 
-        Products and passes are then faster. A feature that is made twice changes no maximum; whoever sums over features
-        gives the copies no weight.
+        The first is repeated until their number is a multiple of 16, if that is an eighth more at most: products and
+        passes are then faster. A feature that is made twice changes no maximum; whoever sums over features gives the
+        copies no weight.
         """
-        copies = -len(directions) % 16
-        return torch.cat([directions, directions[:1].expand(copies if 8 * copies <= len(directions) else 0, -1)])
+        copies = -len(projection) % 16
+        repeated = projection[:1].expand(copies if 8 * copies <= len(projection) else 0, -1)
+        return (torch.cat([projection, repeated]) * projection.shape[-1] ** -0.25).mT.contiguous()
 
     @staticmethod
-    def products(x: Tensor, directions: Tensor) -> Tensor:
-        """Returns x W^T (b h n r) head by head; one product over all tokens can be half as fast on CPUs."""
+    def products(x: Tensor, columns: Tensor) -> Tensor:
+        """Returns x W^T (b h n r) head by head, given W^T (d r), or one for each head; all at once is half as fast."""
         b, h = x.shape[:2]
-        heads = x.contiguous().flatten(0, 1)
-        return torch.bmm(heads, directions.mT.contiguous().expand(b * h, -1, -1)).unflatten(0, (b, h))
-
-    @staticmethod
-    def shifted_products(x: Tensor, shift: Tensor, directions: Tensor) -> Tensor:
-        """Returns W x - shift (b h n r) for a number of each token (b h n 1), in one pass."""
-        column = directions.new_full((len(directions), 1), -1)
-        return Favor.products(torch.cat([x, shift], dim=-1), torch.cat([directions, column], dim=-1))
+        return torch.bmm(x.contiguous().flatten(0, 1), columns.expand(b, h, -1, -1).flatten(0, 1)).unflatten(0, (b, h))
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) and directions (r d) to (b h n e), stored as (b n h e)."""
-        b, h, n, d = q.shape
+        b, h, n, _ = q.shape
         eps = regulariser(as_published)
-        count, directions = projection.shape[0], Favor.aligned(projection * d**-0.25)
-        inputs = q, k, v
+        count, columns = projection.shape[0], Favor.columns(projection)
+        inputs, of_q = (q, k, v), columns
 
         # Keys: one maximum for the whole batch, before the norm term, or one a head.
         if as_published:
-            norm, features = half_square(k), Favor.products(k, directions)
+            norm, features = half_square(k), Favor.products(k, columns)
         else:
-            q, k, mean, *_ = Shortened.of(q, k)
-            norm = half_square(k - mean)
-            features = Favor.shifted_products(k, norm, directions)
+            shortened = Shortened.of(q, k)
+            of_q, of_k = shortened.maps(columns)
+            q, k = shortened.q, shortened.k
+            # The norm term is one more width, in the same pass.
+            with_norm = torch.cat([k, shortened.norm()], dim=-1)
+            features = Favor.products(with_norm, functional.pad(of_k, (0, 0, 0, 1), value=-1))
         tops = features.amax(dim=-1).view(1 if as_published else b * h, -1)
         top, token = tops.max(dim=-1)
         top = top.expand(b * h).view(b, h, 1, 1)
@@ -195,7 +217,7 @@ class Favor(torch.autograd.Function):
         context = features.mT @ values
         context += eps * values.sum(dim=-2, keepdim=True)
         context[..., count:, :] = 0
-        weights = Favor.products(q, directions).softmax(dim=-1)
+        weights = Favor.products(q, of_q).softmax(dim=-1)
         largest = weights.amax(dim=-1, keepdim=True)
         sums = weights @ context
         if as_published:
@@ -233,9 +255,10 @@ class Favor(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of q, k and v from that of the output."""
         eps, count, scale = regulariser(as_published), projection.shape[0], q.shape[-1] ** -0.25
-        directions = Favor.aligned(projection * scale)
+        of_q = of_k = Favor.columns(projection).expand(*q.shape[:2], -1, -1)
         shortened = None if as_published else Shortened.of(q, k)
         if shortened is not None:
+            of_q, of_k = shortened.maps(of_q)
             q, k = shortened.q, shortened.k
 
         # Of the quotient: the numerator's e columns, then the denominator's one.
@@ -248,13 +271,13 @@ class Favor(torch.autograd.Function):
             grad_sums *= half_square(q).neg().exp()
 
         # Of the queries' exponents. The stabiliser takes away from the largest what it gives to all.
-        weights = Favor.products(q, directions).softmax(dim=-1)
+        weights = Favor.products(q, of_q).softmax(dim=-1)
         grad_context = grad_context + weights.mT @ grad_sums
         grad_context[..., count:, :] = 0
         grad_exponents = (grad_sums @ context.mT).mul_(weights)
         is_largest = weights.eq_(largest)
         grad_exponents -= is_largest.mul_(row / is_largest.sum(dim=-1, keepdim=True))
-        grad_q = grad_exponents @ directions
+        grad_q = grad_exponents @ of_q.mT
         if as_published:
             grad_q -= row * scale**2 * q
 
@@ -263,22 +286,20 @@ class Favor(torch.autograd.Function):
         grad_values = features @ grad_context
         rows = (values * grad_values).sum(dim=-1).view(len(token), -1, 1)
         grad_v = grad_values[..., :-1] + eps * grad_context[..., :-1].sum(dim=-2, keepdim=True)
-        grad_k = (values @ grad_context.mT).mul_(features) @ directions
+        grad_k = (values @ grad_context.mT).mul_(features) @ of_k.mT
         # What the maximum takes away; the norm term stands outside of the published one.
         place = token[:, None, None]
         gradients = grad_k.view(len(token), -1, k.shape[-1])
         top_features = features.view(len(token), -1, features.shape[-1]).gather(
             1, place.expand(-1, -1, features.shape[-1])
         )
-        total = rows.sum(dim=1, keepdim=True)
-        gradients.scatter_add_(1, place.expand(-1, -1, k.shape[-1]), -total * directions[top_features.argmax(dim=-1)])
-        if not as_published:
-            rows.scatter_add_(1, place, -total)
-        of_norms = rows.view(*k.shape[:-1], 1) * scale**2 * (k if shortened is None else k - shortened.mean)
-        grad_k -= of_norms
-        if shortened is not None:
-            grad_q, grad_k = shortened.gradients(grad_q, grad_k, of_norms.sum(dim=-2, keepdim=True))
-        return grad_q, grad_k, grad_v
+        total, largest_of = rows.sum(dim=1, keepdim=True), top_features.argmax(dim=-1, keepdim=True)
+        column = of_k.flatten(0, 1)[: len(token)].gather(-1, largest_of.expand(-1, k.shape[-1], -1))
+        gradients.scatter_add_(1, place.expand(-1, -1, k.shape[-1]), -total * column.mT)
+        if shortened is None:
+            return grad_q, grad_k.sub_(rows.view(*k.shape[:-1], 1) * scale**2 * k), grad_v
+        rows.scatter_add_(1, place, -total)
+        return *shortened.gradients(grad_q, grad_k, rows.view(*k.shape[:-1], 1)), grad_v
 
 
 @full_precision
