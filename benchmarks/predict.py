@@ -122,10 +122,10 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64, help="images of a batch (default 64)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="timm's workers (default 0 2)")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs (default 5)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the net (default 1)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the net; torch's own choice if left out")
     parser.add_argument("--out", type=Path, default=RESULTS / "predict.json", help="JSON file of the results")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(given.threads or torch.get_num_threads())
     rows = [measure(given, side, workers) for side in given.sides for workers in given.workers]
     lines = [["PNGs", "ours, images/s", "theirs", "faster", "quartiles", "same first class", "met"]]
     for row in rows:
