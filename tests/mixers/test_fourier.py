@@ -1,12 +1,15 @@
 """Fourier mixing is the formula of its paper, at any length, and leaves half precision where it must."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from tests import reference
 from vix.mixers import FourierMixing
-from vix.mixers.fourier import RealTransform, coprime_factors, transform_by_products
+from vix.mixers.fourier import RealTransform, coprime_factors, opaque_transform, transform_by_products
 from vix.tokens import Tokens
 
 
@@ -96,3 +99,24 @@ def test_an_exported_mixer_has_products_and_no_transform() -> None:
     for count in (1, 2, 7):
         x = torch.randn(count, 15, 4)
         assert_close(exported.module()(x), mixer(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_the_transform_that_compilers_do_not_look_into_is_a_sound_operator() -> None:
+    x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(opaque_transform, (x,))
+    assert_close(opaque_transform(x), torch.fft.fft2(x).real)
+    torch.autograd.gradcheck(opaque_transform, (x,))
+
+
+def test_a_compiled_mixer_has_no_complex_numbers() -> None:
+    seen: list[torch.dtype] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        seen.extend(node.meta["example_value"].dtype for node in graph.graph.nodes if "example_value" in node.meta)
+        return graph.forward
+
+    mixer = FourierMixing(6, Tokens((3, 3)))
+    torch.compile(mixer, backend=look, fullgraph=True)(torch.randn(2, 9, 6), Tokens((3, 3)))
+    assert seen
+    assert not any(dtype.is_complex for dtype in seen)

@@ -121,6 +121,24 @@ class RealTransform(torch.autograd.Function):
         return RealTransform.apply(grad)
 
 
+@torch.library.custom_op("vix::real_transform", mutates_args=())
+def opaque_transform(x: Tensor) -> Tensor:
+    """Does `real_transform` where compilers do not look in: they have no code of their own for complex numbers."""
+    return real_transform(x)
+
+
+@opaque_transform.register_fake
+def _shape_of_transform(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _transform_gradient(ctx: Any, grad: Tensor) -> Tensor:
+    return opaque_transform(grad)
+
+
+opaque_transform.register_autograd(_transform_gradient)
+
+
 class FourierMixing(Mixer):
     """Takes the real part of the unnormalised DFT over tokens and channels, class tokens included.
 
@@ -141,5 +159,5 @@ class FourierMixing(Mixer):
             if torch.compiler.is_exporting():
                 mixed = transform_by_products(wide, (-1, -2))
             else:
-                mixed = torch.fft.fft2(wide).real if torch.compiler.is_compiling() else RealTransform.apply(wide)
+                mixed = opaque_transform(wide) if torch.compiler.is_compiling() else RealTransform.apply(wide)
         return mixed if x.dtype == torch.float16 else mixed.to(x.dtype)
