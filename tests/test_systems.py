@@ -14,6 +14,7 @@ from torch.testing import assert_close
 import vix
 from tests.nets import images, systems_with, tiny
 from vix.backbones import Backbone, VisionTransformer
+from vix.measure import bytes_kept, count_flops
 from vix.mixers import MLPMixing
 from vix.positions import LearnedPosition
 from vix.spec import parameters_of
@@ -306,9 +307,9 @@ def test_without_classes_the_vector_comes_out_that_a_classifier_would_see(name: 
     net = tiny(vix.SYSTEMS[name]).eval()
     seen = net.forward_head(net.forward_features(images(net)), pre_logits=True)
     assert seen.shape == (2, net.num_features)
-    assert_close(net.get_classifier()(seen), net(images(net)), rtol=0, atol=0)
+    assert_close(net.get_classifier()(seen), net(images(net)))
     net.reset_classifier(0)
-    assert_close(net(images(net)), seen, rtol=0, atol=0)
+    assert_close(net(images(net)), seen)
     again = vix.build(net.spec).eval()
     again.load_state_dict(net.state_dict())
     assert_close(again(images(net)), seen)
@@ -316,11 +317,38 @@ def test_without_classes_the_vector_comes_out_that_a_classifier_would_see(name: 
     assert net(images(net)).shape == (2, 4)
 
 
-@with_every_system
-def test_features_and_head_compose_to_the_forward(name: str) -> None:
-    net = tiny(vix.SYSTEMS[name]).eval()
-    batch = images(net)
-    assert_close(net.forward_head(net.forward_features(batch)), net(batch), rtol=0, atol=0)
+@with_every_variant
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_features_and_head_compose_to_the_forward(
+    system: type[Backbone], options: dict[str, Any], training: bool
+) -> None:
+    net = tiny(system, **options).double().train(training)
+    batch, learned = images(net).double(), tuple(net.parameters())
+    composed, logits = net.forward_head(net.forward_features(batch)), net(batch)
+    assert_close(composed, logits)
+    of_composed, of_logits = (torch.autograd.grad(out.sin().sum(), learned) for out in (composed, logits))
+    # What cancels, such as a bias behind which the tokens are normalised, leaves a rounding.
+    assert_close(of_composed, of_logits, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["ViT", "ViL", "ViP", "ViN", "FNet"])
+def test_the_last_block_works_for_the_class_token_alone_unless_a_hook_looks_on(name: str) -> None:
+    net = tiny(vix.SYSTEMS[name], depth=2)
+    batch, seen = images(net), []
+    expected = net(batch)
+    costs = [count_flops(lambda: net(batch)), bytes_kept(lambda: net(batch), net.parameters())]
+    hook = net.blocks[-1].mlp.expand.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    watched = net.blocks[-1].register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    assert_close(net(batch), expected)
+    assert seen[-1] == net.tokens.count
+    costs_of_all = [count_flops(lambda: net(batch)), bytes_kept(lambda: net(batch), net.parameters())]
+    # Nyström attention still needs the queries of all tokens for its landmarks.
+    assert all(cost < 0.93 * of_all for cost, of_all in zip(costs, costs_of_all, strict=True))
+    hook.remove()
+    watched.remove()
+    assert count_flops(lambda: net(batch)) == costs[0]
+    mean = tiny(vix.SYSTEMS[name], depth=2, pool="mean")
+    assert count_flops(lambda: mean(batch)) > costs[0]
 
 
 @with_every_system

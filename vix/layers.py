@@ -63,6 +63,14 @@ def full_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapped
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook waits for a module or a part of it to be called, so that no call may be saved."""
+    return any(
+        part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks
+        for part in module.modules()
+    )
+
+
 class Recompute(torch.autograd.Function):
     """Keeps the inputs of a function and computes it again in backward, where that is cheaper than what it would keep.
 

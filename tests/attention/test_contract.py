@@ -164,6 +164,21 @@ def test_output_has_a_value_for_every_query(case: Case, place: Place) -> None:
     assert out.isfinite().all()
 
 
+@at_places(CASES, {**PLACES, "long": LONG})
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_first_outputs_are_those_of_all(case: Case, place: Place, count: int) -> None:
+    kernel, inputs = case.make(place), place.inputs()
+    learned, count = (*inputs, *kernel.parameters()), min(count, place.queries.count)
+    expected, (q, k, v) = kernel(*inputs)[..., :count, :], inputs
+    gradient = gradients(expected, learned)
+    outs = [kernel.first(q, k, v, count)]
+    if kernel.queries_apart:
+        outs.append(kernel(q[..., :count, :], k, v))
+    for out in outs:
+        assert_close(out, expected)
+        assert_close(gradients(out, learned), gradient)
+
+
 @at_places(CASES, PLACES)
 def test_every_input_and_parameter_receives_a_finite_gradient(case: Case, place: Place) -> None:
     kernel, inputs = case.make(place, torch.float32), place.inputs(torch.float32)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vix import KERNELS
+from vix import KERNELS, Linformer
 from vix.mixers import FourierMixing, Mixer, MixerFactory, MLPMixing, SelfAttention
 from vix.tokens import Tokens
 
@@ -18,6 +18,12 @@ MIXERS: dict[str, MixerFactory] = {
     "rope_axial": partial(SelfAttention, heads=2, dim_head=8, rotary="rope_axial"),
     "Fourier": FourierMixing,
     "MLP": partial(MLPMixing, hidden=7),
+    "biases": partial(SelfAttention, heads=2, dim_head=8, qkv_bias=True),
+    "one head of keys": partial(SelfAttention, heads=2, dim_head=8, one_kv_head=True),
+    "keys for values": partial(SelfAttention, heads=2, dim_head=8, share_kv=True),
+    "one head of Linformer's": partial(
+        SelfAttention, heads=2, dim_head=8, attention=partial(Linformer, rank=3), one_kv_head=True, share_kv=True
+    ),
 }
 
 with_every_mixer = pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
@@ -45,6 +51,18 @@ def test_gradients_are_those_of_finite_differences(mixer: MixerFactory) -> None:
     learned = tuple(module.parameters())
     # One random direction instead of every coordinate: these have hundreds.
     assert torch.autograd.gradcheck(lambda x, *_: module(x, TOKENS), (x, *learned), fast_mode=True, atol=1e-5)
+
+
+@with_every_mixer
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_first_tokens_are_those_of_all(mixer: MixerFactory, count: int) -> None:
+    module, x = made(mixer), torch.randn(2, TOKENS.count, DIM, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, count, DIM, dtype=torch.float64)
+    expected = module(x, TOKENS)[:, :count]
+    out = module.first(x, TOKENS, count)
+    assert_close(out, expected)
+    learned = (x, *module.parameters())
+    assert_close(*(torch.autograd.grad((each * weights).sum(), learned) for each in (out, expected)))
 
 
 @with_every_mixer

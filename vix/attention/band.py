@@ -1,4 +1,6 @@
-"""A depth-wise convolution along the tokens as products with a band matrix, for processors that are poor at the former.
+"""A depth-wise convolution along the tokens as products with a band matrix, for CPUs that are poor at the former.
+
+Such are those for which torch has no oneDNN, and all in double precision: `vix.attention.depthwise` is for the others.
 
 Shapes: b batch, h heads, n tokens, e width of a value, t taps, s runs of tokens, i a run's tokens, w a window's.
 """

@@ -43,6 +43,8 @@ class Attention(nn.Module, ABC):
     """Whether `forward` takes a fourth tensor (h n m), added to the logits."""
     accepts_one_kv_head: ClassVar[bool] = False
     """Whether keys and values may come with a single head that serves all queries; else the caller repeats it."""
+    queries_apart: bool = False
+    """Whether a query's output depends on no other query, so that a caller who wants some may give some."""
     options_for_other_keys: ClassVar[dict[str, object]] = {}
     """The options that a named system sets where its queries and keys are different tokens."""
 
@@ -59,6 +61,10 @@ class Attention(nn.Module, ABC):
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps queries (b h n d), keys (b h m d) and values (b h m e) to (b h n e)."""
+
+    def first(self, q: Tensor, k: Tensor, v: Tensor, count: int) -> Tensor:
+        """Maps the same to the outputs (b h count e) of the first queries; a kernel that can do less for them does."""
+        return self(q, k, v)[..., :count, :]
 
 
 class ShorteningAttention(Attention):

@@ -36,6 +36,7 @@ class Linformer(ShorteningAttention):
     """
 
     accepts_one_kv_head = True
+    queries_apart = True
 
     def __init__(
         self, spec: AttentionSpec, *, rank: int = 64, share_projection: bool = True, dropout: float = 0.0

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vix.attention.band import BandConvolution
 from vix.attention.base import Attention, AttentionSpec
+from vix.attention.depthwise import DepthwiseConvolution, has_kernels
 from vix.attention.segments import segment_means
 from vix.attention.zeros import attend_beside_zeros, padded_landmarks
 from vix.layers import check_counts, full_precision, widen
@@ -232,14 +233,23 @@ class NystromAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) to (b h n e)."""
-        out = self.through_landmarks(q, k, v)
+        return self.first(q, k, v, q.shape[-2])
+
+    def first(self, q: Tensor, k: Tensor, v: Tensor, count: int) -> Tensor:
+        """Maps the same to the outputs (b h count e) of the first queries, which ask the landmarks of all."""
+        out = self.through_landmarks(q, k, v, count)
         if self.residual is None:
             return out
+        # As far as the filter reaches.
+        v = v[..., : count + self.residual.kernel_size[0] // 2, :]
         if v.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return out + self.residual(v)
-        return out + BandConvolution.apply(v, self.residual.weight.flatten(1))
+            added = self.residual(v)
+        else:
+            convolution = DepthwiseConvolution if has_kernels(v) else BandConvolution
+            added = convolution.apply(v, self.residual.weight.flatten(1))
+        return out + added[..., :count, :]
 
-    def through_landmarks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def through_landmarks(self, q: Tensor, k: Tensor, v: Tensor, count: int) -> Tensor:
         """Does the same without the convolution.
 
         Of the published zeros in front no key is made, and of landmarks that are means of zeros a few: each stands for
@@ -260,5 +270,5 @@ class NystromAttention(Attention):
                 counts = torch.ones(q_landmarks.shape[-2], dtype=widen(q).dtype, device=q.device)
                 counts[:copies] = empty / copies
         block = apply_inverse(q_landmarks, k_landmarks, block, self.iterations, self.as_published, counts).to(q.dtype)
-        mask = None if counts is None else counts.log().to(q.dtype).expand(n, -1)
-        return functional.scaled_dot_product_attention(q, k_landmarks, block, mask)
+        mask = None if counts is None else counts.log().to(q.dtype).expand(count, -1)
+        return functional.scaled_dot_product_attention(q[..., :count, :], k_landmarks, block, mask)

@@ -128,7 +128,7 @@ class Shortened(NamedTuple):
         return grad_q, grad_k
 
 
-def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
+def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool, first: int) -> Tensor:
     """Computes phi(q) (phi(k)^T v) / (phi(q) phi(k)^T 1) with phi(x) = exp(W x - |x|^2 / 2 - M) + eps.
 
     Queries and keys are first scaled by d^-1/4. The paper's factor r^-1/2 cancels. M, the stabiliser, cancels but for
@@ -144,17 +144,19 @@ def favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: boo
         as_published: Nothing is shortened, and M is the maximum of W x before the norm term, for keys that of the whole
             batch. Otherwise M is the maximum of the whole exponent, per token for queries and per image and head for
             keys.
+        first: How many queries, from the first on, have an output; the others only count in what shortens.
     """
     eps, scaled = regulariser(as_published), projection.mT * q.shape[-1] ** -0.25
     # Gradients pass through the stabiliser too, as eps lets them.
     if as_published:
+        q = q[..., :first, :]
         q_products, k_products = q @ scaled, k @ scaled
         q_exponents, k_exponents = q_products - half_square(q), k_products - half_square(k)
         q_top, k_top = q_products.amax(dim=-1, keepdim=True), k_products.amax()
     else:
         shortened = Shortened.of(q, k)
         of_q, of_k = shortened.maps(scaled)
-        q_exponents = shortened.q @ of_q
+        q_exponents = shortened.q[..., :first, :] @ of_q
         k_exponents = shortened.k @ of_k - shortened.norm()
         q_top, k_top = q_exponents.amax(dim=-1, keepdim=True), k_exponents.amax(dim=(-2, -1), keepdim=True)
     q_features, k_features = (q_exponents - q_top).exp() + eps, (k_exponents - k_top).exp() + eps
@@ -191,9 +193,11 @@ class Favor(torch.autograd.Function):
         return torch.bmm(x.contiguous().flatten(0, 1), columns.expand(b, h, -1, -1).flatten(0, 1)).unflatten(0, (b, h))
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
-        """Maps (b h n d), (b h m d), (b h m e) and directions (r d) to (b h n e), stored as (b n h e)."""
-        b, h, n, _ = q.shape
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool, first: int
+    ) -> Tensor:
+        """Maps (b h n d), (b h m d), (b h m e) and directions (r d) to the first of (b h n e), stored as (b n h e)."""
+        b, h = q.shape[:2]
         eps = regulariser(as_published)
         count, columns = projection.shape[0], Favor.columns(projection)
         inputs, of_q = (q, k, v), columns
@@ -212,6 +216,7 @@ class Favor(torch.autograd.Function):
         top, token = tops.max(dim=-1)
         top = top.expand(b * h).view(b, h, 1, 1)
         features = features.sub_(norm + top if as_published else top).exp_()
+        q = q[..., :first, :]
 
         values = with_ones(v)
         context = features.mT @ values
@@ -224,7 +229,7 @@ class Favor(torch.autograd.Function):
             sums *= half_square(q).neg().exp()
         sums += (eps * largest) * context.sum(dim=-2, keepdim=True)
         normaliser = sums[..., -1:].clone()
-        out = q.new_empty(b, n, h, v.shape[-1]).transpose(1, 2)
+        out = q.new_empty(b, q.shape[-2], h, v.shape[-1]).transpose(1, 2)
         torch.div(sums[..., :-1], normaliser, out=out)
         ctx.save_for_backward(*inputs, projection, out, context, largest, normaliser, features, token)
         ctx.as_published = as_published
@@ -235,7 +240,7 @@ class Favor(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Maps the gradient (b h n e) of the output to those of q, k and v."""
         with torch.autocast(grad.device.type, enabled=False):
-            return *Favor.gradients(grad, *ctx.saved_tensors, as_published=ctx.as_published), None, None
+            return *Favor.gradients(grad, *ctx.saved_tensors, as_published=ctx.as_published), None, None, None
 
     @staticmethod
     def gradients(
@@ -260,6 +265,8 @@ class Favor(torch.autograd.Function):
         if shortened is not None:
             of_q, of_k = shortened.maps(of_q)
             q, k = shortened.q, shortened.k
+        others = q.shape[-2] - grad.shape[-2]
+        q = q[..., : grad.shape[-2], :]
 
         # Of the quotient: the numerator's e columns, then the denominator's one.
         grad_sums = torch.cat([grad, -(grad * out).sum(dim=-1, keepdim=True)], dim=-1).div_(normaliser)
@@ -280,6 +287,7 @@ class Favor(torch.autograd.Function):
         grad_q = grad_exponents @ of_q.mT
         if as_published:
             grad_q -= row * scale**2 * q
+        grad_q = functional.pad(grad_q, (0, 0, 0, others)) if others else grad_q
 
         # Of the keys' exponents.
         values = with_ones(v)
@@ -303,11 +311,11 @@ class Favor(torch.autograd.Function):
 
 
 @full_precision
-def attend(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, as_published: bool, first: int) -> Tensor:
     """Computes `favor`, by hand where nothing fuses it for us."""
     if torch.compiler.is_compiling():
-        return favor(q, k, v, projection, as_published)
-    return Favor.apply(q, k, v, projection, as_published)
+        return favor(q, k, v, projection, as_published, first)
+    return Favor.apply(q, k, v, projection, as_published, first)
 
 
 def _read_steps(performer: nn.Module, incompatible: Any) -> None:
@@ -355,6 +363,8 @@ class Performer(Attention):
             raise ValueError(f"redraw must be positive, or None for never, got {redraw}")
         features = features or max(1, int(spec.head_dim * math.log(spec.head_dim)))
         self.as_published = as_published
+        # What shortens the queries is taken from all of them.
+        self.queries_apart = as_published
         self.register_buffer("projection", orthogonal_features(features, spec.head_dim, opposite=not as_published))
         self.redraw = redraw
         if redraw is not None:
@@ -379,4 +389,8 @@ class Performer(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d), (b h m d), (b h m e) to (b h n e)."""
-        return attend(q, k, v, self.projection, self.as_published)
+        return self.first(q, k, v, q.shape[-2])
+
+    def first(self, q: Tensor, k: Tensor, v: Tensor, count: int) -> Tensor:
+        """Maps the same to the outputs (b h count e) of the first queries."""
+        return attend(q, k, v, self.projection, self.as_published, count)

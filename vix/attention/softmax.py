@@ -32,6 +32,7 @@ class SoftmaxAttention(Attention):
     """
 
     accepts_bias = True
+    queries_apart = True
 
     def __init__(self, spec: AttentionSpec, *, fused: bool = True, dropout: float = 0.0) -> None:
         super().__init__(spec)

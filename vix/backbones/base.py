@@ -78,6 +78,10 @@ class Backbone(Recorded, ABC):
     def forward_features(self, images: Tensor) -> Tensor:
         """Maps images to what the head pools, as timm has it."""
 
+    def features_to_pool(self, images: Tensor) -> Tensor:
+        """Maps images to what gives the same logits as their features: a body that can do less for them does."""
+        return self.forward_features(images)
+
     @abstractmethod
     def pooled(self, features: Tensor) -> Tensor:
         """Maps features to the vector (b, num_features) that the classifier sees."""
@@ -104,7 +108,7 @@ class Backbone(Recorded, ABC):
         casts = torch.is_autocast_enabled(images.device.type) and images.is_floating_point()
         if images.dtype != dtype and not casts:
             raise ValueError(f"{type(self).__name__} takes images of {dtype} like its weights, got {images.dtype}")
-        return self.forward_head(self.forward_features(images))
+        return self.forward_head(self.features_to_pool(images))
 
     def get_classifier(self) -> nn.Module:
         """Returns the classifier, as timm has it."""

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vix.backbones.base import Backbone, classifier
 from vix.embeddings import EMBEDDINGS, Embedding, default_patch, grid_of
-from vix.layers import DropPath, FeedForward, check_counts, check_rates
+from vix.layers import DropPath, FeedForward, check_counts, check_rates, has_hooks
 from vix.mixers import Mixer, MixerFactory
 from vix.positions import LearnedPosition
 from vix.tokens import Tokens, pair
@@ -40,9 +40,11 @@ class Block(nn.Module):
         self.mlp = FeedForward(dim, mlp_dim, dropout=dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """Maps (b n c) to (b n c)."""
-        x = x + self.drop_path(self.mixer(self.mixer_norm(x), tokens))
+    def forward(self, x: Tensor, tokens: Tokens, first: int | None = None) -> Tensor:
+        """Maps (b n c) to (b n c), or to the `first` tokens alone."""
+        normed = self.mixer_norm(x)
+        mixed = self.mixer(normed, tokens) if first is None else self.mixer.first(normed, tokens, first)
+        x = x[:, :first] + self.drop_path(mixed)
         return x + self.drop_path(self.mlp(x, self.mlp_norm))
 
 
@@ -130,20 +132,36 @@ class VisionTransformer(Backbone):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Maps images (b, channels, height, width) to the tokens (b n c) after the last block."""
-        x = self.embedding(images)
-        tokens = Tokens((x.shape[1], x.shape[2]), self.tokens.prefix)
-        x = rearrange(x, "b y x c -> b (y x) c")
+        return self.through_blocks(images, None)
+
+    def features_to_pool(self, images: Tensor) -> Tensor:
+        """Does the same, or where the class token alone is pooled and no hook waits for the rest, makes it alone."""
+        alone = self.pool == "cls" and not has_hooks(self.blocks[-1])
+        return self.through_blocks(images, 1 if alone else None)
+
+    def through_blocks(self, images: Tensor, first: int | None) -> Tensor:
+        """Maps images to all tokens after the last block, or the `first` ones, for which that has less to do."""
+        grid = grid_of((images.shape[-2], images.shape[-1]), self.pinned["patch_size"])
+        tokens, x = Tokens(grid, self.tokens.prefix), images
+        for index, block in enumerate(self.blocks):
+            # Checkpointing makes the embedding again with the first block, whose input need not be kept either.
+            layer = block if index else self.enter
+            wanted = first if index + 1 == len(self.blocks) else None
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, tokens, wanted, use_reentrant=False)
+            else:
+                x = layer(x, tokens, wanted)
+        return x
+
+    def enter(self, images: Tensor, tokens: Tokens, first: int | None) -> Tensor:
+        """Maps images to the tokens (b n c) after the first block, or the `first` ones."""
+        x = rearrange(self.embedding(images), "b y x c -> b (y x) c")
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.position is not None:
             x = self.position(x, tokens)
-        x = self.dropout(x)
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, tokens, use_reentrant=False)
-            else:
-                x = block(x, tokens)
-        return x
+        out: Tensor = self.blocks[0](self.dropout(x), tokens, first)
+        return out
 
     def pooled(self, features: Tensor) -> Tensor:
         """Maps the tokens (b n c) after the last block to the vector (b c) that the classifier sees."""

@@ -15,6 +15,10 @@ class Mixer(nn.Module, ABC):
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c); `tokens` says where the n tokens of this forward sit."""
 
+    def first(self, x: Tensor, tokens: Tokens, count: int) -> Tensor:
+        """Maps the same to the first tokens (b count c) alone; a mixer that can do less for them does."""
+        return self(x, tokens)[:, :count]
+
 
 MixerFactory = Callable[[int, Tokens], Mixer]
 """Makes a mixer for a width and the tokens that the net is built for."""

@@ -161,3 +161,10 @@ class FourierMixing(Mixer):
             else:
                 mixed = opaque_transform(wide) if torch.compiler.is_compiling() else RealTransform.apply(wide)
         return mixed if x.dtype == torch.float16 else mixed.to(x.dtype)
+
+    def first(self, x: Tensor, tokens: Tokens, count: int) -> Tensor:
+        """Maps the same to the first tokens (b count c) alone: of one, the transform of the sum of all."""
+        if count != 1:
+            return super().first(x, tokens, count)
+        mixed = self(widen(x).sum(dim=1, keepdim=True), tokens)
+        return mixed if x.dtype == torch.float16 else mixed.to(x.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vix.attention import AttentionFactory, AttentionSpec, ShorteningAttention, SoftmaxAttention
-from vix.layers import check_counts, check_rates
+from vix.layers import check_counts, check_rates, has_hooks
 from vix.mixers.base import Mixer
 from vix.positions import RotaryPosition
 from vix.tokens import Tokens
@@ -74,32 +74,61 @@ class SelfAttention(Mixer):
         if not isinstance(kernel, ShorteningAttention) or self.rotary is not None or bias is not None:
             return None
         wide = 2 * sum(self.split[1:]) * self.dim_head > self.project.in_features
-        hooks = (kernel._forward_pre_hooks, kernel._forward_hooks, kernel._backward_pre_hooks, kernel._backward_hooks)
-        return kernel if wide and not any(hooks) else None
+        return kernel if wide and not has_hooks(kernel) else None
 
-    def project_shortened(self, x: Tensor, kernel: ShorteningAttention) -> list[Tensor]:
-        """Maps tokens (b n c) to queries (b h n d) and shortened keys and values (b h r d)."""
+    def project_shortened(self, x: Tensor, kernel: ShorteningAttention, count: int | None) -> list[Tensor]:
+        """Maps tokens (b n c) to queries (b h n d), or the first of them, and shortened keys and values (b h r d)."""
         of_q, of_k, *of_v = self.project.weight.split([heads * self.dim_head for heads in self.split])
         x_k, x_v = kernel.shorten(x, x)
-        parts = ((x, of_q), (x_k, of_k), (x_v, of_v[0] if of_v else of_k))
+        parts = ((x[:, :count], of_q), (x_k, of_k), (x_v, of_v[0] if of_v else of_k))
         return [
             rearrange(functional.linear(part, weight), "b n (h d) -> b h n d", d=self.dim_head)
             for part, weight in parts
         ]
 
+    def project_apart(self, x: Tensor, count: int | None) -> tuple[Tensor, ...]:
+        """Maps tokens (b n c) to all heads of queries (b n c'), keys and values, where asked for of the first queries.
+
+        Split before the heads are: gradients are then joined where they lie, in one pass.
+        """
+        sizes = [heads * self.dim_head for heads in self.split]
+        if count is None or not self.attention.queries_apart or self.rotary is not None:
+            return self.project(x).split(sizes, dim=-1)
+        # The first rows of the weights are the queries'.
+        sizes = [sizes[0], sum(sizes[1:])]
+        weights = self.project.weight.split(sizes)
+        bias: Tensor | None = getattr(self.project, "bias", None)
+        biases = (None, None) if bias is None else bias.split(sizes)
+        q, rest = map(functional.linear, (x[:, :count], x), weights, biases)
+        return q, *rest.chunk(len(self.split) - 1, dim=-1)
+
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c)."""
+        return self.mixed(x, tokens, None)
+
+    def first(self, x: Tensor, tokens: Tokens, count: int) -> Tensor:
+        """Maps the same to the first tokens (b count c) alone, of which alone there are queries where a kernel can."""
+        return self.mixed(x, tokens, count)
+
+    def mixed(self, x: Tensor, tokens: Tokens, count: int | None) -> Tensor:
+        """Maps (b n c) to (b n c), or to the first tokens."""
         kernel = self.shortening()
         if kernel is not None:
-            out = kernel.attend(*self.project_shortened(x, kernel))
+            out = kernel.attend(*self.project_shortened(x, kernel, count))
             return self.dropout(self.output(rearrange(out, "b h n d -> b n (h d)")))
-        # Split before the heads are: gradients are then joined where they lie, in one pass.
-        parts = self.project(x).split([heads * self.dim_head for heads in self.split], dim=-1)
-        q, k, *own_v = (rearrange(part, "b n (h d) -> b h n d", d=self.dim_head) for part in parts)
+        q, k, *own_v = (
+            rearrange(part, "b n (h d) -> b h n d", d=self.dim_head) for part in self.project_apart(x, count)
+        )
         v = own_v[0] if own_v else k
         if self.rotary is not None:
             q, k = self.rotary(q, tokens), self.rotary(k, tokens)
         if k.shape[1] != q.shape[1] and not self.attention.accepts_one_kv_head:
-            k, v = k.expand_as(q), v.expand_as(q)
-        out = self.attention(q, k, v)
+            heads = q.shape[1]
+            k, v = k.expand(-1, heads, -1, -1), v.expand(-1, heads, -1, -1)
+        if count is None:
+            out = self.attention(q, k, v)
+        elif self.attention.queries_apart:
+            out = self.attention(q[..., :count, :], k, v)
+        else:
+            out = self.attention.first(q, k, v, count)
         return self.dropout(self.output(rearrange(out, "b h n d -> b n (h d)")))
