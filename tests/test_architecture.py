@@ -20,6 +20,7 @@ HEIGHTS: dict[str, float] = {
     "tokens": 0,
     "layers": 0,
     "spec": 0,
+    "checkpointing": 0,
     "resample": 0.5,
     "attention": 1,
     "positions": 1,

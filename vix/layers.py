@@ -128,8 +128,9 @@ class FeedForwardFunction(torch.autograd.Function):
         gain: Tensor | None,
         shift: Tensor | None,
         eps: float,
+        unread: bool,
     ) -> Tensor:
-        """Maps (b n c) to (b n c); with a gain and a shift it is normalised first."""
+        """Maps (b n c) to (b n c); with a gain and a shift it is normalised first; `unread` values are anything."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
@@ -138,7 +139,10 @@ class FeedForwardFunction(torch.autograd.Function):
             if gain is not None and shift is not None:
                 normed, *statistics = torch.native_layer_norm(widen(x), (x.shape[-1],), widen(gain), widen(shift), eps)
             hidden = functional.linear(normed.to(dtype), expand.to(dtype), expand_bias.to(dtype))
-            out = functional.linear(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
+            if unread:
+                out = hidden.new_empty(*x.shape[:-1], len(contract))
+            else:
+                out = functional.linear(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
         ctx.save_for_backward(x, hidden, expand, contract, gain, shift, *statistics)
         return out
 
@@ -166,7 +170,14 @@ class FeedForwardFunction(torch.autograd.Function):
                 )
                 grad_gain, grad_shift = grad_gain.to(gain.dtype), grad_shift.to(gain.dtype)
         products = (grad_expand, grad_hidden.sum(dim=0), grad_contract, grad.sum(dim=0))
-        return grad_x.to(x.dtype), *(product.to(expand.dtype) for product in products), grad_gain, grad_shift, None
+        return (
+            grad_x.to(x.dtype),
+            *(product.to(expand.dtype) for product in products),
+            grad_gain,
+            grad_shift,
+            None,
+            None,
+        )
 
 
 class FeedForward(nn.Module):
@@ -176,10 +187,12 @@ class FeedForward(nn.Module):
         dim: Width of a token, in and out.
         hidden: Width between the two.
         dropout: Probability of dropping a value after either linear map.
+        last: Whether it ends a block, so that nobody reads what comes out when the block runs again for backward.
     """
 
-    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0, last: bool = False) -> None:
         super().__init__()
+        self.last, self.recomputing = last, False
         self.expand = nn.Linear(dim, hidden)
         self.contract = nn.Linear(hidden, dim)
         self.activation = nn.GELU()
@@ -197,7 +210,7 @@ class FeedForward(nn.Module):
         if torch.is_grad_enabled() and not drops and not torch.compiler.is_compiling():
             weights = (self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias)
             normalisation = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
-            return FeedForwardFunction.apply(x, *weights, *normalisation)
+            return FeedForwardFunction.apply(x, *weights, *normalisation, self.last and self.recomputing)
         x = self.dropout(self.activation(self.expand(x if norm is None else norm(x))))
         return self.dropout(self.contract(x))
 

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vix.attention import AttentionFactory, SoftmaxAttention
 from vix.backbones.base import Backbone, classifier
 from vix.backbones.parts import PerStage, check_sides, default_stride, growing, per_stage, to_tokens
+from vix.checkpointing import checkpointed
 from vix.layers import DropPath, FeedForward, check_counts, check_rates, recompute
 from vix.mixers import Mixer, SelfAttention
 from vix.positions import LearnedPosition
@@ -125,7 +125,7 @@ class CCTBlock(nn.Module):
         self.mixer_norm = nn.LayerNorm(dim)
         self.mixer = mixer
         self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim, hidden, dropout=dropout)
+        self.mlp = FeedForward(dim, hidden, dropout=dropout, last=True)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
@@ -281,7 +281,7 @@ class CCT(Backbone):
         x = self.dropout(x)
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, tokens, use_reentrant=False)
+                x = checkpointed(block, block, x, tokens)
             else:
                 x = block(x, tokens)
         return x

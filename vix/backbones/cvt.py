@@ -24,11 +24,11 @@ from vix.backbones.parts import (
     fuse,
     growing,
     per_stage,
-    recompute,
     strided,
     to_map,
     to_tokens,
 )
+from vix.checkpointing import checkpointed, worth_recomputing
 from vix.layers import DropPath, FeedForward, check_counts, check_rates
 from vix.tokens import Tokens
 
@@ -121,7 +121,7 @@ class CvTBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = attention
         self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim, hidden, dropout=dropout)
+        self.mlp = FeedForward(dim, hidden, dropout=dropout, last=True)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
@@ -185,14 +185,14 @@ class CvTStage(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor, checkpointing: bool) -> tuple[Tensor, Tokens]:
-        """Maps (b c y x) to tokens (b n c) and where they sit; `checkpointing` computes blocks again in backward."""
+    def forward(self, x: Tensor, recomputed: int) -> tuple[Tensor, Tokens]:
+        """Maps (b c y x) to tokens (b n c) and where they sit; the first blocks are `recomputed` in backward."""
         x, tokens = self.embedding(x)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
             tokens = Tokens(tokens.grid, prefix=1)
-        for block in self.blocks:
-            x = recompute(block, x, tokens) if checkpointing else block(x, tokens)
+        for index, block in enumerate(self.blocks):
+            x = checkpointed(block, block, x, tokens) if index < recomputed else block(x, tokens)
         return x, tokens
 
 
@@ -266,6 +266,7 @@ class CvT(Backbone):
         self.num_features, self.pool, self.pinned = dims[-1], pool, {"stride": strides}
         rates = iter(growing(drop_path, sum(depths)))
         self.stages = nn.ModuleList()
+        sizes: list[int] = []
         width, grid = channels, self.image_size
         for index, (out, blocks, count, side) in enumerate(zip(dims, depths, all_heads, strides, strict=True)):
             embedding = TokenEmbedding(width, out, side)
@@ -288,7 +289,9 @@ class CvT(Backbone):
                 )
                 layers.append(CvTBlock(out, mixer, mlp_ratio * out, dropout=dropout, drop_path=next(rates)))
             self.stages.append(CvTStage(embedding, out, class_token, layers))
+            sizes += [tokens.count * out] * blocks
             width = out
+        self.depths, self.recomputed = depths, worth_recomputing(sizes)
         self.norm = nn.LayerNorm(self.num_features)
         self.head = classifier(self.num_features, num_classes)
         self.apply(_initialise)
@@ -297,9 +300,11 @@ class CvT(Backbone):
         """Maps images (b, channels, height, width) to the tokens (b n c) after the last block."""
         check_sides(images.shape[-2], images.shape[-1])
         x, tokens = images, None
-        for stage in self.stages:
+        recomputed = self.recomputed if self.grad_checkpointing and torch.is_grad_enabled() else 0
+        for stage, depth in zip(self.stages, self.depths, strict=True):
             x = x if tokens is None else to_map(x, tokens)
-            x, tokens = stage(x, self.grad_checkpointing and torch.is_grad_enabled())
+            x, tokens = stage(x, recomputed)
+            recomputed -= depth
         return x
 
     def pooled(self, features: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ Cost: O(c y x log(c y x)) time a block. Shapes: b batch, c width, y x the map, o
 import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vix.backbones.base import Backbone, classifier
+from vix.checkpointing import checkpointed
 from vix.layers import FeedForward, check_counts, widen
 from vix.mixers.fourier import transform_by_products
 from vix.tokens import Tokens
@@ -31,7 +31,7 @@ class FourierBlock(nn.Module):
     def __init__(self, dim: int, mlp_dim: int, *, dropout: float) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(dim)
-        self.mlp = FeedForward(dim, mlp_dim, dropout=dropout)
+        self.mlp = FeedForward(dim, mlp_dim, dropout=dropout, last=True)
 
     def mix(self, x: Tensor) -> Tensor:
         """Maps (b c y x) to the normalised real part of its transform, as (b y x c)."""
@@ -47,7 +47,7 @@ class FourierBlock(nn.Module):
         """Maps (b c y x) to (b c y x); `recompute` keeps nothing of the feed-forward network for backward."""
         mixed = self.mix(x)
         # The normalisation stays outside: computed again, it would count the batch twice in its statistics.
-        out = checkpoint(self.mlp, mixed, use_reentrant=False) if recompute else self.mlp(mixed)
+        out = checkpointed(self.mlp, self.mlp, mixed) if recompute else self.mlp(mixed)
         return x + rearrange(out, "b y x c -> b c y x")
 
 

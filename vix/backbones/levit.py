@@ -28,11 +28,11 @@ from vix.backbones.parts import (
     growing,
     linear,
     per_stage,
-    recompute,
     strided,
     to_map,
     to_tokens,
 )
+from vix.checkpointing import checkpointed, worth_recomputing
 from vix.layers import DropPath, check_counts, check_rates
 from vix.resample import resample_distances
 from vix.tokens import Tokens
@@ -307,6 +307,7 @@ class LeViT(Backbone):
         rates = iter(growing(drop_path, sum(depths) + len(dims) - 1))
         self.blocks = nn.ModuleList()
         self.strides: list[int] = []
+        sizes: list[int] = []
         width = dims[0]
         for stage, (out, blocks, count) in enumerate(zip(dims, depths, all_heads, strict=True)):
             for block in range(-1 if stage else 0, blocks):
@@ -326,7 +327,9 @@ class LeViT(Backbone):
                 hidden = out * (2 if shrinks else mlp_ratio)
                 self.blocks.append(LeViTBlock(mixer, out, hidden, dropout=dropout, drop_path=next(rates)))
                 self.strides.append(mixer.stride)
+                sizes.append(tokens.count * width)
                 width, tokens = out, strided(tokens, mixer.stride)
+        self.recomputed = worth_recomputing(sizes)
         self.norm: nn.Module = BatchNorm(self.num_features)
         self.head = classifier(self.num_features, num_classes)
         if isinstance(self.head, nn.Linear):
@@ -340,8 +343,9 @@ class LeViT(Backbone):
         tokens = Tokens((x.shape[-2], x.shape[-1]))
         x = to_tokens(x)
         checkpointing = self.grad_checkpointing and torch.is_grad_enabled()
-        for block, stride in zip(self.blocks, self.strides, strict=True):
-            x = recompute(block, x, tokens) if checkpointing else block(x, tokens)
+        for index, (block, stride) in enumerate(zip(self.blocks, self.strides, strict=True)):
+            again = checkpointing and index < self.recomputed
+            x = checkpointed(block, block, x, tokens) if again else block(x, tokens)
             tokens = strided(tokens, stride)
         return x
 

@@ -4,16 +4,13 @@ Shapes: b batch, n tokens, c width, y x the map.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from vix.embeddings import MOST_TOKENS
 from vix.layers import check_counts
@@ -119,28 +116,6 @@ class BatchNorm(nn.BatchNorm1d):
         """Returns the factor and the shift of each channel that eval mode amounts to."""
         factor = self.weight * (self.running_var + self.eps).rsqrt()
         return factor, self.bias - self.running_mean * factor
-
-
-@contextmanager
-def _recomputing(module: nn.Module) -> Iterator[None]:
-    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
-    for norm in norms:
-        norm.recomputing = True
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.recomputing = False
-
-
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _recomputing(module)
-
-
-def recompute(block: nn.Module, x: Tensor, tokens: Tokens) -> Tensor:
-    """Runs a block and keeps only its input for backward; BatchNorm counts the batch once."""
-    out: Tensor = checkpoint(block, x, tokens, use_reentrant=False, context_fn=partial(_contexts, block))
-    return out
 
 
 class Fusable(nn.Module, ABC):

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vix.backbones.base import Backbone, classifier
+from vix.checkpointing import checkpointed
 from vix.embeddings import EMBEDDINGS, Embedding, default_patch, grid_of
 from vix.layers import DropPath, FeedForward, check_counts, check_rates, has_hooks
 from vix.mixers import Mixer, MixerFactory
@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.mixer_norm = nn.LayerNorm(dim)
         self.mixer = mixer
         self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim, mlp_dim, dropout=dropout)
+        self.mlp = FeedForward(dim, mlp_dim, dropout=dropout, last=True)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, tokens: Tokens, first: int | None = None) -> Tensor:
@@ -148,7 +148,7 @@ class VisionTransformer(Backbone):
             layer = block if index else self.enter
             wanted = first if index + 1 == len(self.blocks) else None
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, tokens, wanted, use_reentrant=False)
+                x = checkpointed(layer, block, x, tokens, wanted)
             else:
                 x = layer(x, tokens, wanted)
         return x

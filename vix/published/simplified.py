@@ -15,11 +15,11 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from vix.attention import AttentionFactory
 from vix.backbones import Backbone
 from vix.backbones.parts import to_tokens
+from vix.checkpointing import checkpointed
 from vix.layers import FeedForward, full_precision
 from vix.mixers import SelfAttention
 from vix.tokens import Tokens
@@ -106,7 +106,7 @@ class SimplifiedBlock(nn.Module):
         self.mixer_norm = StandardNorm(dim) if norms else nn.Identity()
         self.mixer = mixer
         self.mlp_norm = StandardNorm(dim) if norms else nn.Identity()
-        self.mlp = FeedForward(dim, mlp_dim, dropout=dropout)
+        self.mlp = FeedForward(dim, mlp_dim, dropout=dropout, last=True)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b n c)."""
@@ -135,7 +135,7 @@ class SimplifiedStage(nn.Module):
         tokens = Tokens((x.shape[-2], x.shape[-1]))
         x = self.norm(to_tokens(x))
         for block in self.blocks:
-            x = checkpoint(block, x, tokens, use_reentrant=False) if checkpointing else block(x, tokens)
+            x = checkpointed(block, block, x, tokens) if checkpointing else block(x, tokens)
         return rearrange(x, "b (y x) c -> b c y x", y=tokens.grid[0])
 
 
