@@ -8,7 +8,18 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests import reference
-from vix.layers import DropPath, FeedForward, check_counts, check_rates, full_precision, recompute, widen
+from vix.layers import (
+    MANY_TOKENS,
+    DropPath,
+    FeedForward,
+    check_counts,
+    check_rates,
+    full_precision,
+    linear,
+    recompute,
+    widen,
+)
+from vix.measure import bytes_kept
 
 
 @pytest.mark.parametrize(
@@ -263,3 +274,50 @@ def test_recomputing_gives_the_same_and_keeps_the_inputs_alone() -> None:
     )
     assert kept(lambda: recompute(function, x, weight, fixed)) == 3 * 12
     assert kept(lambda: function(x, weight, fixed)) > 3 * 12
+
+
+@pytest.mark.parametrize(
+    "shape", [(MANY_TOKENS, 6), (2, MANY_TOKENS, 5), (1, MANY_TOKENS + 3, 16), (3, 5, 400, 1)], ids=str
+)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", ["rows", "columns", "gaps"])
+def test_a_linear_map_of_many_tokens_is_the_usual_one(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], bias: bool, layout: str
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    weight = torch.randn(7, shape[-1]).requires_grad_()
+    leaves = [torch.randn(shape).requires_grad_(), weight, *([torch.randn(7).requires_grad_()] if bias else [])]
+    laid = {"rows": lambda x: x, "columns": lambda x: x.mT.contiguous().mT, "gaps": lambda x: torch.stack([x, x])[0]}
+    cotangent = torch.randn(*shape[:-1], 7)
+    convolved = []
+    convolution = torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *given: convolved.append(1) or convolution(*given))
+    x, *others = leaves
+    out = linear(laid[layout](x), *others)
+    assert convolved
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = torch.nn.functional.linear(*wide)
+    near = {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(out.double(), expected, **near)
+    for own, other in zip(
+        torch.autograd.grad(out, leaves, cotangent),
+        torch.autograd.grad(expected, wide, cotangent.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(own.double(), other, **near)
+    # The same bytes: its input, as a view.
+    counted = [bytes_kept(lambda way=way: way(*leaves), leaves[1:]) for way in (linear, torch.nn.functional.linear)]
+    assert counted[0] == counted[1]
+
+
+def test_few_tokens_other_types_and_a_single_core_take_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *given: pytest.fail("convolved"))
+    weight, many = torch.randn(3, 4), torch.randn(MANY_TOKENS, 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    linear(many[:-1], weight)
+    linear(many.double(), weight.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(many, weight).dtype == torch.bfloat16
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    linear(many, weight)

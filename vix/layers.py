@@ -4,6 +4,7 @@ Shapes: b batch, n tokens, c width.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+MANY_TOKENS = 4096
+"""Tokens of a batch from which on a linear map may be a convolution: with fewer that takes longer."""
 DEEPEST = 1000
 """Blocks that a net may have; a slip of the pen could ask for more than can ever be made, one by one."""
 
@@ -69,6 +72,38 @@ def has_hooks(module: nn.Module) -> bool:
         part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks
         for part in module.modules()
     )
+
+
+def has_onednn(x: Tensor) -> bool:
+    """Whether torch convolves such values with oneDNN, whose kernels for x86 are faster than what else it has."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Does `functional.linear` on (... c); for many tokens on several cores as a convolution of one pixel.
+
+    oneDNN divides that between cores better than MKL does a product, and adds the bias in the same pass.
+    """
+    rows = math.prod(x.shape[:-1])
+    usual = rows < MANY_TOKENS or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+    if usual or torch.get_num_threads() == 1 or not has_onednn(x) or weight.dtype != x.dtype:
+        return functional.linear(x, weight, bias)
+    image = x.reshape(1, rows, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    out = functional.conv2d(image, weight[:, :, None, None], bias)
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+class Linear(nn.Linear):
+    """A linear map of tokens, by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (... c) to (... c)."""
+        return linear(x, self.weight, self.bias)
 
 
 class Recompute(torch.autograd.Function):
@@ -138,11 +173,11 @@ class FeedForwardFunction(torch.autograd.Function):
             statistics: list[Tensor] = []
             if gain is not None and shift is not None:
                 normed, *statistics = torch.native_layer_norm(widen(x), (x.shape[-1],), widen(gain), widen(shift), eps)
-            hidden = functional.linear(normed.to(dtype), expand.to(dtype), expand_bias.to(dtype))
+            hidden = linear(normed.to(dtype), expand.to(dtype), expand_bias.to(dtype))
             if unread:
                 out = hidden.new_empty(*x.shape[:-1], len(contract))
             else:
-                out = functional.linear(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
+                out = linear(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
         ctx.save_for_backward(x, hidden, expand, contract, gain, shift, *statistics)
         return out
 
@@ -155,14 +190,14 @@ class FeedForwardFunction(torch.autograd.Function):
             dtype = hidden.dtype
             grad, hidden = grad.flatten(0, -2), hidden.flatten(0, -2)
             grad_contract = grad.mT @ functional.gelu(hidden)
-            grad_hidden = torch.ops.aten.gelu_backward(grad @ contract.to(dtype), hidden)
+            grad_hidden = torch.ops.aten.gelu_backward(linear(grad, contract.to(dtype).mT), hidden)
             normed, wide = x, widen(x)
             if gain is not None:
                 mean, scale = statistics
                 # In place where it can be: a fresh buffer costs more than the arithmetic.
                 normed = torch.sub(wide, mean).mul_(scale).mul_(widen(gain)).add_(widen(shift))
             grad_expand = grad_hidden.mT @ normed.to(dtype).flatten(0, -2)
-            grad_x = (grad_hidden @ expand.to(dtype)).view_as(x)
+            grad_x = linear(grad_hidden, expand.to(dtype).mT).view_as(x)
             grad_gain = grad_shift = None
             if gain is not None:
                 grad_x, grad_gain, grad_shift = torch.ops.aten.native_layer_norm_backward(
@@ -193,8 +228,8 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0, last: bool = False) -> None:
         super().__init__()
         self.last, self.recomputing = last, False
-        self.expand = nn.Linear(dim, hidden)
-        self.contract = nn.Linear(hidden, dim)
+        self.expand = Linear(dim, hidden)
+        self.contract = Linear(hidden, dim)
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(dropout)
 

@@ -51,8 +51,8 @@ def test_nystrom_attention_is_the_same_with_either(monkeypatch: pytest.MonkeyPat
         return convolve(*arguments)
 
     monkeypatch.setattr(depthwise, "convolve", counted)
-    for has_kernels in (True, False):
-        monkeypatch.setattr("vix.attention.nystrom.has_kernels", lambda v, here=has_kernels: here)
+    for has_onednn in (True, False):
+        monkeypatch.setattr("vix.attention.nystrom.has_onednn", lambda v, here=has_onednn: here)
         out = kernel(*inputs)
         seen.append([out, *torch.autograd.grad(out.sin().sum(), (*inputs, *kernel.parameters()))])
         # Forward and backward.

@@ -260,6 +260,19 @@ def test_products_are_counted_by_their_shapes() -> None:
     }
 
 
+def test_a_linear_map_counts_the_same_as_a_product_and_as_a_convolution_of_one_pixel() -> None:
+    x, weight = torch.zeros(1, 3, 14, 1, requires_grad=True), torch.zeros(5, 3, 1, 1, requires_grad=True)
+    with Products() as convolved:
+        nn.functional.conv2d(x, weight).sum().backward()
+    with Products() as multiplied:
+        nn.functional.linear(x.flatten(1).view(14, 3), weight.flatten(1)).sum().backward()
+    flops = {product.flops for product in multiplied.counts}
+    assert {product.flops for product in convolved.counts} == flops
+    assert convolved.counts.total() == multiplied.counts.total() == 3
+    assert Product(1, 14, 3, 5, torch.float32) in convolved.counts
+    assert Product(1, 14, 5, 3, torch.float32) in convolved.counts
+
+
 def test_a_step_is_bounded_by_its_operations_or_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vix.commands.bench.roofline.COPIED", 2**16)
     small, large = Product(1, 8, 8, 8, torch.float32), Product(2, 16, 16, 16, torch.float32)

@@ -12,11 +12,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Whether oneDNN convolves such values."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-
-
 def side_by_side(x: Tensor) -> Tensor:
     """Maps values (b h n e) to (b n c) with all channels of a token side by side in memory."""
     copy = rearrange(x, "b h n e -> b n (h e)").contiguous()

@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from vix.attention.band import BandConvolution
 from vix.attention.base import Attention, AttentionSpec
-from vix.attention.depthwise import DepthwiseConvolution, has_kernels
+from vix.attention.depthwise import DepthwiseConvolution
 from vix.attention.segments import segment_means
 from vix.attention.zeros import attend_beside_zeros, padded_landmarks
-from vix.layers import check_counts, full_precision, widen
+from vix.layers import check_counts, full_precision, has_onednn, widen
 
 MOST_LANDMARKS = 64
 """By default, as published."""
@@ -245,7 +245,7 @@ class NystromAttention(Attention):
         if v.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             added = self.residual(v)
         else:
-            convolution = DepthwiseConvolution if has_kernels(v) else BandConvolution
+            convolution = DepthwiseConvolution if has_onednn(v) else BandConvolution
             added = convolution.apply(v, self.residual.weight.flatten(1))
         return out + added[..., :count, :]
 

@@ -29,7 +29,7 @@ from vix.backbones.parts import (
     to_tokens,
 )
 from vix.checkpointing import checkpointed, worth_recomputing
-from vix.layers import DropPath, FeedForward, check_counts, check_rates
+from vix.layers import DropPath, FeedForward, Linear, check_counts, check_rates
 from vix.tokens import Tokens
 
 Pool = Literal["cls", "mean"]
@@ -50,7 +50,7 @@ class ConvolutionalProjection(nn.Module):
     def __init__(self, dim: int, inner: int, *, stride: int, bias: bool) -> None:
         super().__init__()
         self.convolution = ConvNorm(dim, dim, stride=stride, groups=dim)
-        self.project = nn.Linear(dim, inner, bias=bias)
+        self.project = Linear(dim, inner, bias=bias)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Maps (b n c) to (b m c)."""
@@ -92,7 +92,7 @@ class CvTAttention(nn.Module):
         self.keys = ConvolutionalProjection(dim, inner, stride=kv_stride, bias=qkv_bias)
         self.values = ConvolutionalProjection(dim, inner, stride=kv_stride, bias=qkv_bias)
         self.attention = attention(AttentionSpec(heads, dim_head, tokens, strided(tokens, kv_stride)))
-        self.output = nn.Linear(inner, dim)
+        self.output = Linear(inner, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:

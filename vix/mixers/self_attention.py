@@ -7,10 +7,9 @@ from typing import Literal
 
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vix.attention import AttentionFactory, AttentionSpec, ShorteningAttention, SoftmaxAttention
-from vix.layers import check_counts, check_rates, has_hooks
+from vix.layers import Linear, check_counts, check_rates, has_hooks, linear
 from vix.mixers.base import Mixer
 from vix.positions import RotaryPosition
 from vix.tokens import Tokens
@@ -57,11 +56,11 @@ class SelfAttention(Mixer):
         self.dim_head = dim_head
         kv_heads = 1 if one_kv_head else heads
         self.split = [heads, kv_heads] if share_kv else [heads, kv_heads, kv_heads]
-        self.project = nn.Linear(dim, sum(self.split) * dim_head, bias=qkv_bias)
+        self.project = Linear(dim, sum(self.split) * dim_head, bias=qkv_bias)
         axial = rotary == "rope_axial"
         self.rotary = RotaryPosition(tokens, dim_head, axial=axial, grid=position_grid) if rotary else None
         self.attention = attention(AttentionSpec(heads, dim_head, tokens, tokens))
-        self.output = nn.Linear(heads * dim_head, dim)
+        self.output = Linear(heads * dim_head, dim)
         self.dropout = nn.Dropout(dropout)
 
     def shortening(self) -> ShorteningAttention | None:
@@ -81,10 +80,7 @@ class SelfAttention(Mixer):
         of_q, of_k, *of_v = self.project.weight.split([heads * self.dim_head for heads in self.split])
         x_k, x_v = kernel.shorten(x, x)
         parts = ((x[:, :count], of_q), (x_k, of_k), (x_v, of_v[0] if of_v else of_k))
-        return [
-            rearrange(functional.linear(part, weight), "b n (h d) -> b h n d", d=self.dim_head)
-            for part, weight in parts
-        ]
+        return [rearrange(linear(part, weight), "b n (h d) -> b h n d", d=self.dim_head) for part, weight in parts]
 
     def project_apart(self, x: Tensor, count: int | None) -> tuple[Tensor, ...]:
         """Maps tokens (b n c) to all heads of queries (b n c'), keys and values, where asked for of the first queries.
@@ -99,7 +95,7 @@ class SelfAttention(Mixer):
         weights = self.project.weight.split(sizes)
         bias: Tensor | None = getattr(self.project, "bias", None)
         biases = (None, None) if bias is None else bias.split(sizes)
-        q, rest = map(functional.linear, (x[:, :count], x), weights, biases)
+        q, rest = map(linear, (x[:, :count], x), weights, biases)
         return q, *rest.chunk(len(self.split) - 1, dim=-1)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:

@@ -55,7 +55,19 @@ class Products(TorchDispatchMode):
             left, right = args[first], args[first + 1]
             *batch, rows, inner = left.shape
             self.counts[Product(math.prod(batch), rows, inner, right.shape[-1], left.dtype)] += 1
+        elif func.overloadpacket is aten.convolution and args[1].shape[2:] == (1, 1):
+            self._take(args[0], args[1], ("forward",))
+        elif func.overloadpacket is aten.convolution_backward and args[2].shape[2:] == (1, 1):
+            passes = (name for name, asked in zip(("input", "weight"), args[10], strict=False) if asked)
+            self._take(args[1], args[2], passes)
         return func(*args, **(kwargs or {}))
+
+    def _take(self, x: Any, weight: Any, passes: Iterable[str]) -> None:
+        """Counts a convolution of one pixel as the products that it is."""
+        rows, (out, inner) = x.numel() // x.shape[1], weight.shape[:2]
+        shapes = {"forward": (rows, inner, out), "input": (rows, out, inner), "weight": (out, rows, inner)}
+        for name in passes:
+            self.counts[Product(1, *shapes[name], x.dtype)] += 1
 
 
 def _seconds_of(product: Product, device: torch.device) -> float:
