@@ -150,7 +150,8 @@ def measure(given: Namespace) -> list[dict[str, Any]]:
     """Measures all rows."""
     torch.manual_seed(0)
     rows = []
-    for part in (growth, memory, checkpointing, defaults):
+    # A process inherits the peak of the one that starts it, so memory comes first.
+    for part in (memory, growth, checkpointing, defaults):
         for row in part(given):
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
