@@ -12,6 +12,7 @@ from vix.layers import (
     MANY_TOKENS,
     DropPath,
     FeedForward,
+    Linear,
     check_counts,
     check_rates,
     full_precision,
@@ -321,3 +322,12 @@ def test_few_tokens_other_types_and_a_single_core_take_the_usual_way(monkeypatch
         assert linear(many, weight).dtype == torch.bfloat16
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     linear(many, weight)
+
+
+def test_a_linear_map_is_exported_for_any_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer, tokens = Linear(4, 3), torch.export.Dim("tokens", min=1, max=2 * MANY_TOKENS)
+    exported = torch.export.export(layer, (torch.randn(2, 4),), dynamic_shapes=({0: tokens},)).module()
+    for count in (1, 2 * MANY_TOKENS):
+        x = torch.randn(count, 4)
+        torch.testing.assert_close(exported(x), layer(x))

@@ -89,9 +89,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     oneDNN divides that between cores better than MKL does a product, and adds the bias in the same pass.
     """
-    rows = math.prod(x.shape[:-1])
-    usual = rows < MANY_TOKENS or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
-    if usual or torch.get_num_threads() == 1 or not has_onednn(x) or weight.dtype != x.dtype:
+    usual = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or torch.get_num_threads() == 1
+    if usual or not has_onednn(x) or weight.dtype != x.dtype:
+        return functional.linear(x, weight, bias)
+    rows = math.prod(x.shape[:-1])  # a compiler, which may leave the batch open, never gets here to compare it
+    if rows < MANY_TOKENS:
         return functional.linear(x, weight, bias)
     image = x.reshape(1, rows, 1, x.shape[-1]).permute(0, 3, 1, 2)
     out = functional.conv2d(image, weight[:, :, None, None], bias)

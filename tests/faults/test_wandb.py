@@ -46,8 +46,9 @@ def _wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "10")
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "5")
+    # no limits that a busy machine could reach
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "90")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "90")
     # an error report to W&B's makers
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     # tables and pictures go by a part of the protocol that the server here does not speak
@@ -109,6 +110,7 @@ def test_a_healthy_server_gets_everything_and_no_hint_is_given(
 def test_what_fails_at_the_start_makes_the_run_an_offline_one(
     fault: str, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "10")
     with silent() as address:
         if fault == "no key":
             monkeypatch.delenv("WANDB_API_KEY")
@@ -131,6 +133,7 @@ def test_what_fails_at_the_start_makes_the_run_an_offline_one(
 def test_a_server_that_goes_away_in_mid_run_gets_the_rest_by_the_command_that_is_said(
     fault: str, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "5")
     in_epoch_two(server.die if fault == "dies" else lambda: setattr(server, "fault", fault), monkeypatch)
     train(server.address, monkeypatch)
     printed = capsys.readouterr()
