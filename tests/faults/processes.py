@@ -3,6 +3,7 @@
 They are forked from one process that has imported everything, so that hundreds of them are a matter of minutes.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -121,8 +122,10 @@ class Command:
 
     def kill(self) -> bool:
         """Kills it at once; whether it was still alive."""
-        if not self.ended:
-            self.send(signal.SIGKILL)
+        # it may end while we ask
+        with contextlib.suppress(ProcessLookupError):
+            if not self.ended:
+                self.send(signal.SIGKILL)
         return self.wait() == -signal.SIGKILL
 
 

@@ -5,14 +5,17 @@ import re
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 from tests.faults.processes import TRAINING, Command, assert_same, finished, leftovers, rows, runs
 from vix.training.checkpoint import read_checkpoint
+from vix.training.files import read_json
 from vix.training.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -76,6 +79,46 @@ def test_a_run_killed_at_any_moment_goes_on_and_ends_like_the_uninterrupted_one(
             f"\n{kills} kills in {trainings} trainings: {writing} while a file was being written, {without} before the "
             f"first checkpoint, {len(steps)} after it (step {min(steps, default=0)} to {max(steps, default=0)} of 36)\n"
         )
+
+
+def test_killed_between_the_last_checkpoint_and_its_copy_as_the_best_the_copy_is_made_up_for(
+    whole: tuple[Run, float], tmp_path: Path
+) -> None:
+    reference, _ = whole
+    best = read_json(reference.results)["best"]["epoch"]
+    assert best > 1
+    folder = tmp_path / "between"
+    assert Command(["fit", *TRAINING], folder, prepare=partial(die_before_the_best_of, best)).wait() == -signal.SIGKILL
+    (run,) = runs(folder)
+    assert read_checkpoint(run.last).epoch == best
+    assert read_checkpoint(run.best).epoch < best
+    finished([*TRAINING, "--resume", "auto"], folder)
+    assert_same(reference, run)
+
+
+def test_killed_so_at_the_end_of_training_the_copy_is_made_up_for_though_nothing_is_left_to_train(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "end"
+    training = [*TRAINING, "--trainer.max_epochs=1"]
+    assert Command(["fit", *training], folder, prepare=partial(die_before_the_best_of, 1)).wait() == -signal.SIGKILL
+    assert not runs(folder)[-1].best.is_file()
+    run = finished([*training, "--resume", "auto"], folder)
+    assert run.best.read_bytes() == run.last.read_bytes()
+    assert read_json(run.results)["finished"] is True
+
+
+def die_before_the_best_of(epoch: int) -> None:
+    from vix.training.callbacks.checkpoints import BestAndLast
+
+    save = BestAndLast._save_last
+
+    def save_and_die(self: BestAndLast, trainer: Trainer) -> None:
+        save(self, trainer)
+        if self._new_best and self.best["epoch"] == epoch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    BestAndLast._save_last = save_and_die  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])

@@ -53,8 +53,9 @@ def _wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     # tables and pictures go by a part of the protocol that the server here does not speak
     monkeypatch.setattr(WandbRecord, "on_train_end", lambda *_: None)
+    # its process and its settings, key and address among them, outlive a run, one of an earlier test too
+    wandb.teardown()
     yield
-    # its process and its settings, key and address among them, outlive a run
     wandb.teardown()
 
 

@@ -1,5 +1,6 @@
 """Two checkpoints a run: the last one, to resume, and the best one on validation, to test."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class BestAndLast(Checkpoint):
         self.best: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
         self._step = 0
+        self._resumed: int | None = None
         self._new_best = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -54,6 +56,16 @@ class BestAndLast(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds what a later command needs to find data and run again."""
         checkpoint.setdefault("vix", {}).update({"data": self.data, "experiment": self.run.experiment})
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Takes note of the step from which a run goes on."""
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.run.last.resolve():
+            self._resumed = checkpoint["global_step"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copies the last checkpoint where it is the best, and the run may have been killed before it was copied."""
+        if self.best and self.best["step"] == self._resumed and trainer.is_global_zero:
+            write_bytes(self.run.best, self.run.last.read_bytes())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watches the signals from the first step on; Lightning has put its own handlers in their place."""
