@@ -1,6 +1,7 @@
 """Weights & Biases in trouble: training goes on, nothing is lost locally, and one line says how to sync later."""
 
 import csv
+import gc
 import json
 import os
 import re
@@ -57,6 +58,11 @@ def _wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     wandb.teardown()
     yield
     wandb.teardown()
+    # W&B does not wait for a process of its own that has died
+    for thing in gc.get_objects():
+        if type(thing) is subprocess.Popen:
+            thing.kill()
+            thing.wait()
 
 
 def train(address: str, monkeypatch: pytest.MonkeyPatch) -> Path:

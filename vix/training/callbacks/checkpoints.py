@@ -1,5 +1,6 @@
 """Two checkpoints a run: the last one, to resume, and the best one on validation, to test."""
 
+import filecmp
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,10 @@ class BestAndLast(Checkpoint):
             self._resumed = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copies the last checkpoint where it is the best, and the run may have been killed before it was copied."""
-        if self.best and self.best["step"] == self._resumed and trainer.is_global_zero:
+        """Copies the last checkpoint where it is the best, and the run was killed before it could be copied."""
+        if not trainer.is_global_zero or not self.best or self.best["step"] != self._resumed:
+            return
+        if not self.run.best.is_file() or not filecmp.cmp(self.run.last, self.run.best, shallow=False):
             write_bytes(self.run.best, self.run.last.read_bytes())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
