@@ -79,7 +79,6 @@ class ZipStore(Store):
             OSError,
             EOFError,
             KeyError,
-            NotImplementedError,
             RuntimeError,
             zipfile.BadZipFile,
             zlib.error,

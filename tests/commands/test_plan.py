@@ -174,7 +174,7 @@ def test_a_tensor_without_values_refuses_what_would_need_them() -> None:
         Sized.like(torch.ones(3)) + 1
     with LiveBytes(0), pytest.raises(NotImplementedError, match="in place"):
         torch.ones(2, 3).t_()
-    with LiveBytes(0), pytest.raises((RuntimeError, NotImplementedError)):
+    with LiveBytes(0), pytest.raises(RuntimeError, match="meta tensors"):
         torch.ones(3).sum().item()
 
 

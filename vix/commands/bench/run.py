@@ -88,7 +88,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     # Each backend has an error of its own for a device that is not there.
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name}: not on this machine; take cpu, or cuda where torch sees a GPU") from None
     return device
 
