@@ -18,6 +18,7 @@ import torch
 from tests.test_main import QUICK, small
 from vix.training.files import read_json
 from vix.training.runs import Run
+from vix.training.signals import Signals
 
 ROOT = Path(__file__).parents[2]
 STATES = ("state_dict", "current_model_state", "optimizer_states", "global_step", "epoch")
@@ -127,6 +128,20 @@ class Command:
             if not self.ended:
                 self.send(signal.SIGKILL)
         return self.wait() == -signal.SIGKILL
+
+
+def wait_at(step: int) -> None:
+    """Lets a training wait after so many steps, with a file `waiting`, until a signal asks it to end."""
+    from vix.training import ImageClassifier
+
+    def wait(module: ImageClassifier, batch: object, index: int) -> None:
+        if module.global_step == step:
+            Path("waiting").touch()
+            signals: Signals = signal.getsignal(signal.SIGTERM).__self__  # type: ignore[union-attr]
+            while not signals.wanted:
+                time.sleep(0.01)
+
+    ImageClassifier.on_train_batch_start = wait  # type: ignore[method-assign]
 
 
 def runs(folder: Path) -> list[Run]:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from tests.faults.processes import TRAINING, Command, assert_same, finished, leftovers, rows, runs
+from tests.faults.processes import TRAINING, Command, assert_same, finished, leftovers, runs, wait_at
 from vix.training.checkpoint import read_checkpoint
 from vix.training.files import read_json
 from vix.training.runs import Run
+from vix.training.signals import SAME_WISH_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -127,9 +128,9 @@ def test_a_run_that_is_asked_to_end_saves_its_last_step_and_says_how_to_go_on(
 ) -> None:
     folder = tmp_path / "asked"
     training = [argument for argument in TRAINING if not argument.startswith("--save_every")]
-    command = Command(["fit", *training], folder)
     # in the middle of the second epoch
-    command.wait_until(lambda: rows(folder) >= 12)
+    command = Command(["fit", *training], folder, prepare=partial(wait_at, 12))
+    command.wait_until(lambda: (folder / "waiting").exists())
     command.send(number)
     assert command.wait() == code, command.log
     (run,) = runs(folder)
@@ -138,7 +139,7 @@ def test_a_run_that_is_asked_to_end_saves_its_last_step_and_says_how_to_go_on(
     assert re.search(rf"stopped by {name}\n.*python main.py fit --ckpt_path runs/vip_rope/{run.id}\n$", command.log)
     assert "Traceback" not in command.log
     step = read_checkpoint(run.last).step
-    assert step >= 12
+    assert step == 13
     assert (run.folder / "metrics.csv").read_text().splitlines()[-1].split(",")[1] == str(step)
     assert not leftovers(folder)
     assert finished(["--ckpt_path", str(run.folder)], folder).folder == run.folder
@@ -165,7 +166,9 @@ def test_a_second_signal_ends_at_once_and_keeps_the_checkpoint(tmp_path: Path) -
     command = Command(["fit", *TRAINING], folder, prepare=hang_in_the_third_epoch)
     command.wait_until(lambda: (folder / "hanging").exists())
     command.send(signal.SIGINT)
-    time.sleep(1.2)
+    # a second one within a second counts as the same, from when it was heard, which may be later than it was sent
+    command.wait_until(lambda: "a second time: at once" in command.log)
+    time.sleep(SAME_WISH_SECONDS + 0.1)
     assert not command.ended
     command.send(signal.SIGINT)
     assert command.wait() == 130, command.log
@@ -179,7 +182,7 @@ def hang_in_the_third_epoch() -> None:
     def hang(module: ImageClassifier) -> None:
         if module.current_epoch == 2:
             Path("hanging").touch()
-            time.sleep(60)
+            time.sleep(600)
 
     ImageClassifier.on_train_epoch_start = hang  # type: ignore[method-assign]
 
@@ -191,8 +194,8 @@ def test_slurm_queues_a_warned_job_again_and_the_same_command_goes_on(whole: tup
     (tools / "scontrol").chmod(0o755)
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "vix", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     job |= {"SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "1", "PATH": f"{tools}:{os.environ['PATH']}"}
-    command = Command(["fit", *TRAINING], folder, environment=job)
-    command.wait_until(lambda: rows(folder) >= 12)
+    command = Command(["fit", *TRAINING], folder, environment=job, prepare=partial(wait_at, 12))
+    command.wait_until(lambda: (folder / "waiting").exists())
     command.send(signal.SIGUSR1)
     assert command.wait() == 128 + signal.SIGUSR1, command.log
     assert (tools / "asked").read_text() == "requeue 7\n"
