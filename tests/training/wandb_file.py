@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK = 32 * 1024
@@ -18,7 +19,8 @@ FULL, FIRST, LAST = 1, 2, 4
 
 
 def records(path: Path) -> Iterator[Record]:
-    """All records, in order."""
+    """All records, in order, once W&B's process has ended: it writes for some milliseconds after a run's end."""
+    wandb.teardown()
     data, place, parts = path.read_bytes(), HEADER, b""
     while place + HEADER <= len(data):
         if BLOCK - place % BLOCK < HEADER:
