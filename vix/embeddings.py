@@ -95,9 +95,8 @@ class ConvolutionalEmbedding(nn.Module):
     """Makes tokens by three convolutions (channels, 32, 64, dim), 3x3 as published, with nothing between them.
 
     Source: Jeevan and Sethi, "Resource-efficient Hybrid X-formers for Vision", WACV 2022, arXiv:2107.02239. There its
-        stride is
-    always 1; here the strides multiply up to the patch, and a stride above 3 gets a kernel as wide, so that no pixel is
-    skipped.
+        stride is always 1; here the strides multiply up to the patch, and a stride above 3 gets a kernel as wide, so
+        that no pixel is skipped.
 
     Args:
         channels: Channels of the image.

@@ -20,8 +20,7 @@ class LearnedPosition(nn.Module):
     """Adds a learned vector to each token.
 
     Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv:2010.11929, equation 1. Starts from
-        N(0, 1) as
-    the published code does, where the paper's code starts from N(0, 0.02^2).
+        N(0, 1) as the published code does, where the paper's code starts from N(0, 0.02^2).
 
     Args:
         tokens: The tokens that the table serves.
@@ -64,8 +63,7 @@ class RotaryPosition(nn.Module):
     """Turns pairs of a query or key by angles that grow with its position, so that scores depend on displacement only.
 
     Source: Su et al., "RoFormer", 2021, arXiv:2104.09864, equation 34; on two axes: Heo et al., "Rotary Position
-        Embedding for
-    Vision Transformer", ECCV 2024, arXiv:2403.13298, equations 10 and 11.
+        Embedding for Vision Transformer", ECCV 2024, arXiv:2403.13298, equations 10 and 11.
 
     Args:
         tokens: The tokens that it is prepared for; others are served too.
