@@ -30,6 +30,7 @@ VARIANTS = {
         "--model.optimizer.lr=0.1",
         "--model.schedule=null",
     ],
+    "Muon and AdamW": ["--model.optimizer=vix.training.MuonAdamW", "--model.optimizer.lr=0.01"],
 }
 
 

@@ -246,7 +246,7 @@ class VixCLI(LightningCLI):
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         try:
             # what an optimiser refuses it would otherwise say in the midst of training
-            self.model.optimizer([nn.Parameter(torch.zeros(1))])
+            self.model.optimizer([{"params": [nn.Parameter(torch.zeros(1))], "param_names": ["weight"]}])
         except BY_CONSTRUCTORS as error:
             raise refusal(first_line(error), self.plan.line, ("model.optimizer.",)) from error
         self.costs = net_costs(self.model.net)

@@ -3,7 +3,7 @@
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 from torch import nn
@@ -32,7 +32,7 @@ def parameter_groups(net: nn.Module, *, decay_all: bool = False) -> list[dict[st
         decay_all: Whether all parameters are one group that decays.
 
     Returns:
-        One or two groups for a `torch.optim` optimiser; the second overrides `weight_decay` by 0.
+        One or two groups for a `torch.optim` optimiser, with names; the second overrides `weight_decay` by 0.
 
     Raises:
         ValueError: If the net has nothing to train, or names a parameter that it does not have.
@@ -45,12 +45,15 @@ def parameter_groups(net: nn.Module, *, decay_all: bool = False) -> list[dict[st
     trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     if not trained:
         raise ValueError(f"{type(net).__name__} has no parameter to train")
-    if decay_all:
-        return [{"params": list(trained.values())}]
-    kept = [parameter for name, parameter in trained.items() if parameter.ndim <= 1 or name in spared]
-    decayed = [parameter for name, parameter in trained.items() if parameter.ndim > 1 and name not in spared]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    kept = {name for name, parameter in trained.items() if not decay_all and (parameter.ndim <= 1 or name in spared)}
+    groups = [_group(trained, trained.keys() - kept), {**_group(trained, kept), "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _group(parameters: dict[str, nn.Parameter], chosen: Set[str]) -> dict[str, Any]:
+    """A group of some parameters, in the net's order."""
+    names = [name for name in parameters if name in chosen]
+    return {"params": [parameters[name] for name in names], "param_names": names}
 
 
 class Schedule(ABC):
