@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from tests.backbones.test_pyramids import images
 from vix import CCT
-from vix.backbones.cct import CCTBlock, SequencePooling, SinePosition, spread
+from vix.backbones.cct import CCTBlock, SequencePooling, SinePosition, Tokenizer, spread
 from vix.measure import parameters
 from vix.mixers import SelfAttention
 from vix.tokens import Tokens
@@ -70,3 +70,23 @@ def test_sines_and_cosines_take_turns_and_slow_down() -> None:
 def test_sine_positions_are_neither_learned_nor_saved() -> None:
     net = CCT(position="sine", depth=1)
     assert not [name for name in net.state_dict() if "position" in name]
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (7, 10), (33, 5), (1, 2)])
+@pytest.mark.parametrize("pool_stride", [1, 2])
+def test_pooling_before_relu_is_exactly_relu_before_pooling(sides: tuple[int, int], pool_stride: int) -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(3, 16, kernel=3, strides=(1, 2), pool_stride=pool_stride).double()
+    values = torch.randn(2, 3, *sides, dtype=torch.float64, requires_grad=True)
+    out = tokenizer(values)
+    direction = torch.randn_like(out)
+    wanted = values
+    for weight, stride in zip(tokenizer.parameters(), (1, 2), strict=True):
+        wanted = functional.relu(functional.conv2d(wanted, weight, stride=stride, padding=1))
+        wanted = functional.max_pool2d(wanted, 3, pool_stride, padding=1)
+    torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
+    inputs = [values, *tokenizer.parameters()]
+    for ours, plain in zip(
+        torch.autograd.grad(out, inputs, direction), torch.autograd.grad(wanted, inputs, direction), strict=True
+    ):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)

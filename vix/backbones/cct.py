@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vix.attention import AttentionFactory, SoftmaxAttention
 from vix.backbones.base import Backbone, classifier
@@ -30,6 +31,8 @@ CCTPosition = Literal["learned", "sine", "rope", "rope_axial", "none"]
 class Tokenizer(nn.Module):
     """Makes tokens of an image by rounds of convolution, ReLU and 3x3 max-pooling, all padded.
 
+    ReLU comes after the pooling, to fewer values: both orders give the same values and gradients.
+
     Args:
         channels: Channels of the image.
         dim: Width of a token; the rounds before the last are 64 wide.
@@ -47,7 +50,6 @@ class Tokenizer(nn.Module):
             convolution = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
             nn.init.kaiming_normal_(convolution.weight)
             self.convolutions.append(convolution)
-        self.activation = nn.ReLU()
         self.pool = nn.MaxPool2d(3, pool_stride, padding=1)
 
     def grid(self, side: int) -> int:
@@ -63,8 +65,13 @@ class Tokenizer(nn.Module):
         x = images.contiguous(memory_format=torch.channels_last)
         for convolution in self.convolutions:
             # The places of the maxima would be eight bytes a value; finding them again costs little.
-            x = recompute(self.pool.forward, self.activation(convolution(x)))
+            x = recompute(self.pooled, convolution(x))
         return x
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The largest of each 3x3 values, and zero where all are negative."""
+        # Hooks of the pooling, such as torch's counter of operations sets, cannot run in a backward pass.
+        return functional.relu_(self.pool.forward(x))
 
 
 def spread(stride: int, rounds: int) -> tuple[int, ...]:
