@@ -31,7 +31,7 @@ CCTPosition = Literal["learned", "sine", "rope", "rope_axial", "none"]
 class Tokenizer(nn.Module):
     """Makes tokens of an image by rounds of convolution, ReLU and 3x3 max-pooling, all padded.
 
-    ReLU comes after the pooling, to fewer values: both orders give the same values and gradients.
+    ReLU comes after the pooling, which gives the same values and gradients and costs less memory traffic.
 
     Args:
         channels: Channels of the image.
