@@ -50,6 +50,15 @@ def test_each_singular_value_goes_through_the_polynomial_and_directions_stay(sha
     torch.testing.assert_close(orthogonalize(matrices.float()), expected.float(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(16, 64), (200, 50), (20, 30)])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_gradient_of_few_images_has_few_directions_and_keeps_them(shape: tuple[int, int], rank: int) -> None:
+    torch.manual_seed(0)
+    few = torch.randn(shape[0], rank, dtype=torch.float64) @ torch.randn(rank, shape[1], dtype=torch.float64)
+    expected = polynomial_of_singular_values(few)
+    torch.testing.assert_close(orthogonalize(few.float()), expected.float(), rtol=1e-3, atol=1e-3)
+
+
 def test_singular_values_come_near_one_whatever_the_size_of_the_matrix() -> None:
     for scale in (1e-12, 1.0, 1e12):
         values = torch.linalg.svdvals(orthogonalize(scale * torch.randn(16, 48)))

@@ -18,16 +18,33 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """Brings the singular values of matrices (..., rows, columns) near one, 0.7 to 1.2, and keeps their directions.
 
     Source: the quintic Newton-Schulz iteration of Jordan et al., "Muon: An optimizer for hidden layers in neural
-    networks", 2024, https://kellerjordan.github.io/posts/muon; in at least float32 instead of bfloat16.
+    networks", 2024, https://kellerjordan.github.io/posts/muon; in at least float32 instead of bfloat16. Where a side is
+    twice the other or more, the polynomials of the small X X^T are multiplied, and X with all of them at the end.
     """
     a, b, c = QUINTIC
     wide = matrices.size(-2) <= matrices.size(-1)
     x = (matrices if wide else matrices.mT).to(torch.promote_types(matrices.dtype, torch.float32))
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-30)
-    for _ in range(STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    if 2 * x.size(-2) <= x.size(-1):
+        x = _polynomials(x @ x.mT) @ x
+    else:
+        for _ in range(STEPS):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
     return (x if wide else x.mT).to(matrices.dtype)
+
+
+def _polynomials(gram: Tensor) -> Tensor:
+    """Multiplies the polynomials of all steps, given the first X X^T: that of the next is P X X^T P."""
+    a, b, c = QUINTIC
+    unit = a * torch.eye(gram.size(-1), dtype=gram.dtype, device=gram.device)
+    total = unit + b * gram + c * gram @ gram
+    polynomial = total
+    for _ in range(STEPS - 1):
+        gram = polynomial @ gram @ polynomial
+        polynomial = unit + b * gram + c * gram @ gram
+        total = polynomial @ total
+    return total
 
 
 class MuonAdamW(Optimizer):
