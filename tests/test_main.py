@@ -451,3 +451,17 @@ def test_a_loss_chooses_the_epoch_where_it_is_lowest() -> None:
     assert len(losses) == 3
     assert best["val/loss"] == pytest.approx(min(losses))
     assert best["epoch"] == losses.index(min(losses)) + 1
+
+
+def test_without_a_score_to_choose_by_the_last_epoch_is_the_best() -> None:
+    small = [f"--model.net.{name}={SIZES[name]}" for name in ("dim", "depth", "heads", "dim_head", "mlp_dim")]
+    # at such a rate no epoch is better than the one before
+    budget = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=4", "--model.optimizer.lr=1", "--monitor=null"]
+    assert main.main(["fit", *system("vit"), *overlay("digits"), *small, *budget]) == 0
+    (path,) = Path("runs/vit").glob("*/results.json")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert results["best"] == results["last"]
+    assert results["best"]["epoch"] == 3
+    assert "`best` is the final epoch" in results["protocol"]
+    checkpoints = path.parent / "checkpoints"
+    assert (checkpoints / "best.ckpt").read_bytes() == (checkpoints / "last.ckpt").read_bytes()

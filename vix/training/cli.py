@@ -175,9 +175,9 @@ class VixCLI(LightningCLI):
         )
         parser.add_argument(
             "--monitor",
-            type=str,
+            type=str | None,
             default="val/top1",
-            help="Score by which the best epoch is chosen: val/top1, val/loss ...",
+            help="Score by which the best epoch is chosen: val/top1, val/loss ...; null takes the last.",
         )
         parser.add_argument(
             "--ema", type=float | None, default=None, help="Decay of the weights' moving average, such as 0.999."

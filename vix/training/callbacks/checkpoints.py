@@ -23,7 +23,8 @@ class BestAndLast(Checkpoint):
 
     Args:
         run: Where they go.
-        monitor: The score that decides: the lower the better for a loss, otherwise the higher.
+        monitor: The score that decides: the lower the better for a loss, otherwise the higher. None takes each epoch
+            for better than those before it, and so the last.
         data: The datamodule's spec, kept in the checkpoint.
         every: Optimiser steps after which `last.ckpt` is written within an epoch, too; 0 never.
         signals: Says whether the end is wanted.
@@ -33,7 +34,7 @@ class BestAndLast(Checkpoint):
         self,
         run: Run,
         *,
-        monitor: str = "val/top1",
+        monitor: str | None = "val/top1",
         data: dict[str, Any] | None = None,
         every: int = 0,
         signals: Signals | None = None,
@@ -106,6 +107,8 @@ class BestAndLast(Checkpoint):
 
     def is_best(self, scores: dict[str, float]) -> bool:
         """Whether the score that decides is better than all that were noted."""
+        if self.monitor is None:
+            return True
         if self.monitor not in scores:
             return False
         score, best = scores[self.monitor], self.best.get(self.monitor)

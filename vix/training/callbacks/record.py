@@ -37,9 +37,8 @@ NO_TRAINER_SETTING = (
     "profiler",
 )
 PROTOCOL = (
-    "Scores are true means over images in eval mode. `best` is the epoch with the best {monitor} on the validation "
-    "split, which is cut from the training split (split.json); `last` is the final epoch. The official test split is "
-    "read by `test` alone."
+    "Scores are true means over images in eval mode. The validation split is cut from the training split (split.json); "
+    "`best` is {best}, `last` is the final epoch. The official test split is read by `test` alone."
 )
 
 
@@ -139,9 +138,13 @@ class RunRecord(Callback):
             "written": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             "device": device(trainer),
             **self.circumstances,
-            "protocol": PROTOCOL.format(monitor=self.checkpoints.monitor),
+            "protocol": PROTOCOL.format(best=self._best()),
         }
         write_json(self.run.results, {**results, **kept})
+
+    def _best(self) -> str:
+        monitor = self.checkpoints.monitor
+        return "the final epoch, too" if monitor is None else f"the epoch with the best {monitor} on it"
 
 
 def as_yaml(run: Run, config: Mapping[str, Any]) -> str:
