@@ -66,7 +66,8 @@ def test_error_to_softmax_falls_with_the_root_of_the_number_of_features(
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
 def test_default_errs_less_than_the_published_rule(width: int) -> None:
     # By most where products are small, which pairs of opposite directions are for, and where tokens have something in
-    # common, as in trained nets, where the mean of a layer's queries is longer than what remains.
+    # common, as in trained nets, where the mean of a layer's queries is longer than what remains. Of the largest
+    # products, where both err more than the mean of the values, the default errs as much with an eighth fewer features.
     places = [(deviation, shift) for deviation in (0.1, 0.25, 0.5) for shift in (0, 0.5, 1.0)]
     table = [errors(width, deviation, shift=shift) for deviation, shift in places]
     sys.stdout.write(f"\nrelative error to softmax, heads of width {width}, {TOKENS}, mean of {DRAWS} draws\n")
@@ -77,7 +78,7 @@ def test_default_errs_less_than_the_published_rule(width: int) -> None:
         sys.stdout.write(f"{name:18}" + "".join(f"{column[row]:9.4f}" for column in table) + "\n")
     for (deviation, shift), (default, published, mean) in zip(places, table, strict=True):
         assert default <= published * (
-            0.8 if deviation == 0.5 and shift else {0.1: 0.25, 0.25: 0.6, 0.5: 1.0}[deviation]
+            0.8 if deviation == 0.5 and shift else {0.1: 0.25, 0.25: 0.6, 0.5: 1.05}[deviation]
         )
         assert default < mean or deviation == 0.5
 
@@ -202,9 +203,12 @@ def test_queries_or_keys_that_are_all_alike_give_a_number_and_a_gradient(level: 
             assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("width", "count"), [(16, 44), (32, 110), (64, 266), (1, 1)])
-def test_features_left_out_are_d_ln_d(width: int, count: int) -> None:
-    assert performer(width).projection.shape == (count, width)
+@pytest.mark.parametrize(
+    ("width", "published", "ours"), [(16, 44, 32), (32, 110, 96), (64, 266, 256), (2, 1, 2), (1, 1, 1)]
+)
+def test_features_left_out_are_d_ln_d_and_by_default_whole_blocks(width: int, published: int, ours: int) -> None:
+    assert performer(width, as_published=True).projection.shape == (published, width)
+    assert performer(width).projection.shape == (ours, width)
 
 
 def test_features_survive_a_checkpoint_and_do_not_learn() -> None:
@@ -219,7 +223,7 @@ def test_more_features_than_any_machine_holds_are_refused_at_once() -> None:
 
 
 def test_features_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="features must be positive, or None for int"):
+    with pytest.raises(ValueError, match="features must be positive, or None for the"):
         performer(8, features=0)
 
 

@@ -43,6 +43,17 @@ def orthogonal_features(count: int, dim: int, *, opposite: bool) -> Tensor:
     return torch.cat([features, -features[: count - drawn]])
 
 
+def default_features(width: int, *, as_published: bool) -> int:
+    """Returns how many features a head of a width gets: d ln d, by default rounded down to blocks of d.
+
+    Multiples of 16 suit products and passes better, and directions in pairs of opposite sign err less than more of the
+    published ones.
+    """
+    if as_published:
+        return max(1, int(width * math.log(width)))
+    return width * max(1, int(math.log(width)))
+
+
 def regulariser(as_published: bool) -> float:
     """Returns eps, which is added to features whose largest is one."""
     return PUBLISHED_EPS if as_published else EPS
@@ -335,7 +346,8 @@ class Performer(Attention):
 
     Args:
         spec: The place to fill.
-        features: Number of random features; left out, int(d ln d) as published (110 for a head of 32).
+        features: Number of random features; left out, int(d ln d) as published (110 for a head of 32), or else the
+            most whole blocks of d in it (96).
         as_published: Whether to use the published stabiliser and regulariser, shorten nothing and draw no pairs: an
             image's output then depends on its batch mates and collapses to the mean value for large q and k.
         redraw: Optimiser steps after which the directions are drawn anew, each time; None keeps them.
@@ -358,10 +370,10 @@ class Performer(Attention):
     ) -> None:
         super().__init__(spec)
         if features is not None and features < 1:
-            raise ValueError(f"features must be positive, or None for int(d ln d), got {features}")
+            raise ValueError(f"features must be positive, or None for the usual number, got {features}")
         if redraw is not None and redraw < 1:
             raise ValueError(f"redraw must be positive, or None for never, got {redraw}")
-        features = features or max(1, int(spec.head_dim * math.log(spec.head_dim)))
+        features = features or default_features(spec.head_dim, as_published=as_published)
         self.as_published = as_published
         # What shortens the queries is taken from all of them.
         self.queries_apart = as_published
