@@ -184,7 +184,7 @@ class PlainStage(nn.Module):
 
 def plain_tokenizer(tokenizer: Tokenizer) -> nn.Module:
     """Makes CCT's tokenizer of its convolutions as a sequence of layers."""
-    rounds = ((convolution, tokenizer.activation, tokenizer.pool) for convolution in tokenizer.convolutions)
+    rounds = ((convolution, nn.ReLU(), tokenizer.pool) for convolution in tokenizer.convolutions)
     return nn.Sequential(*(layer for layers in rounds for layer in layers))
 
 

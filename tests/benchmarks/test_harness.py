@@ -1,3 +1,4 @@
+import copy
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -8,8 +9,9 @@ from torch import nn
 
 from benchmarks import data_pipeline, harness, peers
 from benchmarks.harness import Pairs, TrainingStep, chosen, in_pairs
-from benchmarks.packages import Packages, replaced
+from benchmarks.packages import Packages, replaced, with_plain_layers
 from datamodules.transforms import Augment
+from vix import published
 
 
 def test_pairs_change_who_comes_first() -> None:
@@ -119,3 +121,14 @@ def test_a_run_measures_in_a_process_for_each_allocator(tmp_path: Path, monkeypa
     assert runs["tuned"]["machine"]["allocator"] == harness.ALLOCATORS["tuned"]
     assert runs["default"]["machine"]["allocator"] == {}
     assert [found["name"] for found in runs["tuned"]["rows"]] == ["defaults ViP", "defaults ViP without biases"]
+
+
+@pytest.mark.parametrize("system", ["CCN", "CvN", "LeViN"])
+def test_published_bodies_written_plainly_give_the_same_logits(system: str) -> None:
+    original = published.original(system)
+    options = {"drop_path": 0.0} if original.family == "cct" else {}
+    net = original.net(**original.init_args(original.script) | options).eval()
+    plain, images = with_plain_layers(copy.deepcopy(net)), torch.randn(1, 3, *net.image_size)
+    assert {type(part) for part in plain.modules()} != {type(part) for part in net.modules()}
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images), net(images), rtol=1e-4, atol=1e-4)
