@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests import reference
 from vix.layers import (
@@ -18,6 +19,7 @@ from vix.layers import (
     full_precision,
     linear,
     recompute,
+    weight_gradient,
     widen,
 )
 from vix.measure import bytes_kept
@@ -310,6 +312,27 @@ def test_a_linear_map_of_many_tokens_is_the_usual_one(
     # The same bytes: its input, as a view.
     counted = [bytes_kept(lambda way=way: way(*leaves), leaves[1:]) for way in (linear, torch.nn.functional.linear)]
     assert counted[0] == counted[1]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "convolves"), [(5, 20, True), (20, 5, True), (64, 16, True), (19, 5, False), (1, 1, False)]
+)
+def test_weights_four_times_as_wide_as_high_get_their_gradient_from_a_convolution(
+    monkeypatch: pytest.MonkeyPatch, outputs: int, inputs: int, convolves: bool
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    # Rows of a wider tensor, too, which a convolution needs as they would lie alone.
+    gradients, tokens = torch.randn(MANY_TOKENS, outputs + 3), torch.randn(MANY_TOKENS, inputs + 2)
+    for grad, x in ((gradients[:, 3:], tokens[:, 2:]), (gradients[:, 3:].contiguous(), tokens[:, 2:].contiguous())):
+        with FlopCounterMode(display=False) as counter:
+            product = weight_gradient(grad, x)
+        torch.testing.assert_close(product.double(), grad.double().mT @ x.double(), rtol=1e-4, atol=1e-3)
+        assert (torch.ops.aten.convolution_backward in counter.get_flop_counts()["Global"]) == convolves
+    few, other = gradients[:9], tokens[:9]
+    torch.testing.assert_close(weight_gradient(few, other), few.mT @ other, rtol=0, atol=0)
+    wide = weight_gradient(gradients.double(), tokens.double())
+    torch.testing.assert_close(wide, gradients.double().mT @ tokens.double(), rtol=0, atol=0)
 
 
 def test_few_tokens_other_types_and_a_single_core_take_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -451,3 +451,20 @@ def test_a_net_compiles_to_one_graph(name: str, training: bool) -> None:
     else:
         with torch.no_grad():
             assert_close(compiled(batch), net(batch))
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("ViL", {"one_kv_head": True, "share_kv": True}),
+        ("ViP", {"as_published": True, "qkv_bias": True}),
+        ("ViN", {"as_published": True}),
+    ],
+)
+def test_defaults_keep_no_more_bytes_than_as_published(name: str, published: dict[str, Any]) -> None:
+    # At the published sizes: 1,024 tokens, or 1,025 with a class token.
+    batch, counts = torch.randn(2, 3, 32, 32), []
+    for options in ({}, published):
+        net = vix.SYSTEMS[name](**options)
+        counts.append(bytes_kept(lambda net=net: net(batch), net.parameters()))
+    assert counts[0] <= counts[1]

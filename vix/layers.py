@@ -84,20 +84,72 @@ def has_onednn(x: Tensor) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Does `functional.linear` on (... c); for many tokens on several cores as a convolution of one pixel.
+def suits_convolution(x: Tensor) -> bool:
+    """Whether a linear map of (... c) is faster as a convolution of one pixel: for many tokens on several cores.
 
-    oneDNN divides that between cores better than MKL does a product, and adds the bias in the same pass.
+    oneDNN divides that between the cores better than MKL does a product, and adds the bias in passing.
     """
     usual = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or torch.get_num_threads() == 1
-    if usual or not has_onednn(x) or weight.dtype != x.dtype:
-        return functional.linear(x, weight, bias)
-    rows = math.prod(x.shape[:-1])  # a compiler, which may leave the batch open, never gets here to compare it
-    if rows < MANY_TOKENS:
-        return functional.linear(x, weight, bias)
-    image = x.reshape(1, rows, 1, x.shape[-1]).permute(0, 3, 1, 2)
-    out = functional.conv2d(image, weight[:, :, None, None], bias)
+    # A compiler, which may leave the batch open, never gets to compare it.
+    return not usual and has_onednn(x) and math.prod(x.shape[:-1]) >= MANY_TOKENS
+
+
+def as_image(x: Tensor) -> Tensor:
+    """Sees (... c) as one image (1 c n 1) of a column of pixels, whose channels lie side by side."""
+    return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Does `functional.linear` on (... c) as a convolution of one pixel."""
+    out = functional.conv2d(as_image(x), weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Returns the gradient (c' c) of a linear map's weights from that of its output (n c') and from its input (n c).
+
+    Where one side is four times the other it may be a convolution's, with the narrow side as outputs.
+    """
+    outputs, inputs = grad.shape[-1], x.shape[-1]
+    if max(outputs, inputs) < 4 * min(outputs, inputs) or not suits_convolution(x) or grad.dtype != x.dtype:
+        return grad.mT @ x
+    if outputs > inputs:
+        return weight_gradient(x, grad).mT
+    weight = x.new_empty(outputs, inputs, 1, 1)
+    _, product, _ = torch.ops.aten.convolution_backward(
+        as_image(grad), as_image(x), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+    )
+    return product.flatten(1)
+
+
+class LinearFunction(torch.autograd.Function):
+    """A linear map as a convolution whose weights get their gradient by `weight_gradient`, which is faster."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Maps (... c) to (... c')."""
+        ctx.save_for_backward(x, weight)
+        return as_convolution(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradient (... c') of the output to those of the input, the weights and the bias."""
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, len(weight))
+        return (
+            as_convolution(grad, weight.mT, None) if of_x else None,
+            weight_gradient(rows, x.reshape(-1, x.shape[-1])) if of_weight else None,
+            rows.sum(dim=0) if of_bias else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Does `functional.linear` on (... c), as a convolution where that is faster."""
+    if not suits_convolution(x) or weight.dtype != x.dtype:
+        return functional.linear(x, weight, bias)
+    return LinearFunction.apply(x, weight, bias)
 
 
 class Linear(nn.Linear):
@@ -191,7 +243,7 @@ class FeedForwardFunction(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             dtype = hidden.dtype
             grad, hidden = grad.flatten(0, -2), hidden.flatten(0, -2)
-            grad_contract = grad.mT @ functional.gelu(hidden)
+            grad_contract = weight_gradient(grad, functional.gelu(hidden))
             grad_hidden = linear(grad, contract.to(dtype).mT)
             # In place: the widest tensor of a block is not made twice.
             torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
@@ -200,7 +252,7 @@ class FeedForwardFunction(torch.autograd.Function):
                 mean, scale = statistics
                 # In place where it can be: a fresh buffer costs more than the arithmetic.
                 normed = torch.sub(wide, mean).mul_(scale).mul_(widen(gain)).add_(widen(shift))
-            grad_expand = grad_hidden.mT @ normed.to(dtype).flatten(0, -2)
+            grad_expand = weight_gradient(grad_hidden, normed.to(dtype).flatten(0, -2))
             grad_x = linear(grad_hidden, expand.to(dtype).mT).view_as(x)
             grad_gain = grad_shift = None
             if gain is not None:

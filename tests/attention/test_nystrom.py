@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from tests import reference
 from vix import AttentionSpec, NystromAttention
-from vix.attention.nystrom import segment_means
+from vix.attention.segments import segment_means, with_means
 from vix.tokens import Tokens
 
 ODD, EVEN, OTHER = Tokens((3, 4), prefix=1), Tokens((3, 4)), Tokens((2, 3))
@@ -76,6 +76,20 @@ def test_landmarks_are_means_of_runs_of_nearly_equal_length(count: int, segments
     expected = torch.stack([run.mean(-2) for run in x.tensor_split(segments, dim=-2)], dim=-2)
     assert_close(segment_means(x, segments), expected)
     assert_close(reference.landmark_means(x, segments), expected)
+
+
+@pytest.mark.parametrize(("count", "segments"), [(12, 4), (13, 4), (5, 5), (7, 1), (1, 1)])
+def test_tokens_with_their_means_join_both_gradients(count: int, segments: int) -> None:
+    x = torch.randn(2, 2, count, 3, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for tokens, means in (with_means(x, segments), (x, segment_means(x, segments))):
+        assert_close(tokens, x)
+        assert_close(means, segment_means(x, segments))
+        out = (tokens.sin() * torch.arange(3.0)).sum() + (means.cos() * torch.arange(1.0, 4.0)).sum()
+        gradients += torch.autograd.grad(out, x)
+    assert_close(*gradients)
+    alone = torch.autograd.grad(with_means(x, segments)[1].sum(), x)[0]
+    assert_close(alone, torch.autograd.grad(segment_means(x, segments).sum(), x)[0])
 
 
 def test_filters_see_their_own_head_and_half_their_length_to_each_side() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from vix.attention.band import BandConvolution
 from vix.attention.base import Attention, AttentionSpec
 from vix.attention.depthwise import DepthwiseConvolution
-from vix.attention.segments import segment_means
+from vix.attention.segments import with_means
 from vix.attention.zeros import attend_beside_zeros, padded_landmarks
 from vix.layers import check_counts, full_precision, has_onednn, widen
 
@@ -52,67 +52,93 @@ def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] 
     return block
 
 
-class InverseTimes(torch.autograd.Function):
-    """`inverse_times` for S = A A^T / peak, with a gradient of two products a step, or three where R is not kept.
+def largest_column(a: Tensor, roots: Tensor | None, batch_start: bool) -> Tensor:
+    """Returns the largest column sum of each head's A (h 1 1), or of the whole batch (1 1 1).
+
+    Rows of a softmax sum to one, so the start A^T / (max row sum * max column sum) needs the columns alone.
+
+    Args:
+        a: The matrices (h l l).
+        roots: Roots (l 1) of how many landmarks each stands for; None for one each.
+        batch_start: Whether it is that of the whole batch, as published.
+    """
+    columns = a.sum(dim=-2, keepdim=True) if roots is None else (roots.mT @ a) / roots.mT
+    return columns.amax(dim=(0, 1, 2) if batch_start else (1, 2), keepdim=True)
+
+
+def iterate(a: Tensor, block: Tensor, roots: Tensor | None, iterations: int, batch_start: bool) -> Tensor:
+    """Multiplies a block (h l e) by what the iteration makes of its start Z0 = A^T / peak, A (h l l)."""
+    peak = largest_column(a, roots, batch_start)
+    return a.mT @ inverse_times(a @ a.mT / peak, block, iterations) / peak
+
+
+class Iterate(torch.autograd.Function):
+    """`iterate`, whose gradient takes two products a step, or three where R is not kept.
 
     With D the gradient of S p(S), that of S is the sum of -c_{i+j+1} S^i D S^j over the monomials of the polynomial,
     which for symmetric S and D folds into H + H^T with
-    H = (6.5 D - 2.75 S D + R (3.5 D - S D - D S)) / 4.
+    H = (6.5 D - 2.75 S D + R (3.5 D - S D - D S)) / 4. The peak is found again in backward.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, peak: Tensor, block: Tensor, iterations: int) -> Tensor:
-        """Maps A (h l l), numbers (h 1 1) or one for all (1 1 1), and a block (h l e) to (h l e)."""
+    def forward(ctx: Any, a: Tensor, block: Tensor, roots: Tensor | None, iterations: int, batch_start: bool) -> Tensor:
+        """Maps A (h l l) and a block (h l e) to (h l e)."""
         kept: list[Tensor] = []
-        out = inverse_times((a @ a.mT).div_(peak), block, iterations, kept)
-        ctx.save_for_backward(a, peak, *kept)
-        return out
+        peak = largest_column(a, roots, batch_start)
+        product = inverse_times((a @ a.mT).div_(peak), block, iterations, kept)
+        ctx.save_for_backward(a, roots, product, *kept)
+        ctx.batch_start = batch_start
+        return (a.mT @ product).div_(peak)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Maps the gradient (h l e) of the output to those of A, of the numbers and of the block."""
+        """Maps the gradient (h l e) of the output to those of A and of the block."""
         # Asked for once: activation checkpointing makes them again each time.
-        a, *others = ctx.saved_tensors
+        a, roots, product, *kept = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            return *InverseTimes.gradients(grad.to(a.dtype), a, *others), None
+            with torch.enable_grad():
+                leaf = a.detach().requires_grad_()
+                found = largest_column(leaf, roots, ctx.batch_start)
+            peak = found.detach()
+            grad = grad.to(a.dtype) / peak
+            of_product = a @ grad
+            of_a, of_peak, of_block = Iterate.gradients(of_product, a, peak, *kept)
+            of_peak -= (of_product * product).sum(dim=(-2, -1), keepdim=True).sum_to_size(peak.shape) / peak
+            of_a.baddbmm_(product, grad.mT)
+            (through_peak,) = torch.autograd.grad(found, leaf, of_peak)
+        return of_a.add_(through_peak), of_block, None, None, None
 
     @staticmethod
     def gradients(grad: Tensor, a: Tensor, peak: Tensor, *steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the gradients of A, of the numbers and of the block from that of the output."""
-        kept, e = list(steps), grad.shape[-1]
+        """Returns the gradients of A and peak, through S = A A^T / peak, and of the block, given that of P(S) block."""
+        kept = list(steps)
         total: Tensor | None = None
         # Each step writes where the last one did: memory that the cache knows takes a third of the time of new memory.
-        both, once, twice = (grad.new_empty(*grad.shape[:-1], 2 * e) for _ in range(3))
-        left, right = (grad.new_empty(*grad.shape[:-1], 3 * e) for _ in range(2))
+        inner, outer, once, twice = (torch.empty_like(grad) for _ in range(4))
         product, crossed, half, made_again, sums = (torch.empty_like(a) for _ in range(5))
         grad = grad.clone()
         while kept:
             powers = kept.pop() if total is not None and a.shape[-1] >= KEEP_POWERS else None
             block, s = kept.pop(), kept.pop()
-            # S, S^2 and S^3 times the gradient, and times the block what Horner's rule made inside.
-            torch.cat([grad, block], dim=-1, out=both)
-            torch.bmm(s, both, out=once)
+            # Of the gradient what Horner's rule makes inside, of the block its products with S and S^2.
+            torch.baddbmm(grad, s, grad, beta=7, alpha=-1, out=inner)
+            torch.baddbmm(grad, s, inner, beta=15, alpha=-1, out=outer)
+            torch.bmm(s, block, out=once)
             torch.bmm(s, once, out=twice)
-            (grad_1, block_1), (grad_2, block_2) = once.split(e, dim=-1), twice.split(e, dim=-1)
-            torch.cat([grad, grad_1, grad_2], dim=-1, out=left)
-            outer, inner, last = right.split(e, dim=-1)
-            torch.sub(block_2, block_1, alpha=7, out=outer).add_(block, alpha=15)
-            torch.sub(block_1, block, alpha=7, out=inner)
-            last.copy_(block)
             if total is None:
-                torch.bmm(left, right.mT, out=half).mul_(-0.125)
+                torch.bmm(outer, block.mT, out=half).mul_(-0.125)
             else:
-                # Of the recurrence.
+                # Of the recurrence, whose terms without R are multiples of D and of what R is multiplied with.
                 torch.bmm(s, total, out=product)
                 torch.sub(total, product, alpha=1 / 3.5, out=crossed).sub_(product.mT, alpha=1 / 3.5)
-                torch.sub(total, product, alpha=11 / 26, out=half)
-                half.baddbmm_(left, right.mT, beta=1.625, alpha=-0.125)
                 if powers is None:
                     powers = torch.baddbmm(s, s, s, beta=-3.5, out=made_again)
-                half.baddbmm_(powers, crossed, alpha=0.875)
+                torch.baddbmm(total, powers, crossed, beta=27 / 64, alpha=0.875, out=half)
+                half.add_(crossed, alpha=77 / 64).baddbmm_(outer, block.mT, alpha=-0.125)
+            half.baddbmm_(inner, once.mT, alpha=0.125).baddbmm_(grad, twice.mT, alpha=-0.125)
             total = torch.add(half, half.mT, out=sums)
-            grad.mul_(3.25).sub_(grad_1, alpha=3.75).add_(grad_2, alpha=1.75).baddbmm_(s, grad_2, alpha=-0.25)
+            grad.baddbmm_(s, outer, beta=3.25, alpha=-0.25)
         assert total is not None
         grad_peak = (total * steps[0]).sum(dim=(-2, -1), keepdim=True).sum_to_size(peak.shape).neg() / peak
         return (total @ a).mul_(2 / peak), grad_peak, grad
@@ -141,22 +167,15 @@ def apply_inverse(
     roots: Tensor | None = None
     if counts is None:
         a = logits.softmax(dim=-1)
-        columns = a.sum(dim=-2, keepdim=True)
     else:
         roots = counts.sqrt()[:, None]
         a = (logits + counts.log()).softmax(dim=-1) * (roots / roots.mT)
-        columns = (roots.mT @ a) / roots.mT
         block = roots * block
     if iterations is None:
         out = torch.linalg.pinv(a) @ block
     else:
-        # Rows of a softmax sum to one, so the start A^T / (max row sum * max column sum) needs the columns alone.
-        peak = columns.amax(dim=(0, 1, 2) if batch_start else (1, 2), keepdim=True)
-        if torch.compiler.is_compiling():
-            out = inverse_times(a @ a.mT / peak, block, iterations)
-        else:
-            out = InverseTimes.apply(a, peak, block, iterations)
-        out = a.mT @ out / peak
+        way = iterate if torch.compiler.is_compiling() else Iterate.apply
+        out = way(a, block, roots, iterations, batch_start)
     return (out if roots is None else out / roots).unflatten(0, heads)
 
 
@@ -257,7 +276,7 @@ class NystromAttention(Attention):
         """
         n, landmarks, counts = q.shape[-2], self.landmarks(q.shape[-2], k.shape[-2]), None
         if not self.as_published or n % landmarks == 0:
-            q_landmarks, k_landmarks = segment_means(q, landmarks), segment_means(k, landmarks)
+            (q, q_landmarks), (k, k_landmarks) = with_means(q, landmarks), with_means(k, landmarks)
             block = functional.scaled_dot_product_attention(q_landmarks, k, v)
         else:
             zeros = -n % landmarks
