@@ -67,7 +67,7 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the best epoch on the validation split: the one to test."""
+        """The checkpoint to test: of the best epoch on the validation split, or of the last (`--monitor null`)."""
         return self.folder / "checkpoints" / "best.ckpt"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 PAPERS = Path(__file__).resolve().parents[3] / "experiments" / "papers"
 EPILOG = """\
 Runs whose settings are the same are averaged over their seeds; a number is mean ± sd (n - 1), or alone where there is
-one seed. `test` is the checkpoint of the best validation epoch on the official test split, once `main.py test` was run.
+one seed. `test` is the checkpoint `best` on the official test split, once `main.py test` was run; which epoch that is
+each run says.
 It reads results.json and metrics.csv of each run folder and nothing else.
   python main.py report                              all of runs/
   python main.py report runs/vip runs/vin --out cmp  two experiments
