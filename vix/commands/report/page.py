@@ -52,8 +52,8 @@ def page(rows: Sequence[Row], papers: Sequence[Paper]) -> str:
     """The whole page; every text from a file is escaped, and nothing is fetched from anywhere."""
     parts = [
         "<h1>Runs compared</h1>",
-        '<p class="note">Means ± standard deviations (n − 1) over seeds. Test: the checkpoint `best` (below: which '
-        "epoch that is) on the official test split. Hover over a point or a curve for its name; click a head to sort.</p>",
+        '<p class="note">Means ± standard deviations (n − 1) over seeds. Test: the checkpoint `best`, of the epoch '
+        "told below, on the official test split. Hover over a point or a curve for its name; click a head to sort.</p>",
     ]
     for data in data_sets(rows, papers):
         parts.append(f"<h2>{escape(data)}</h2>")
