@@ -66,8 +66,8 @@ def test_error_to_softmax_falls_with_the_root_of_the_number_of_features(
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
 def test_default_errs_less_than_the_published_rule(width: int) -> None:
     # By most where products are small, which pairs of opposite directions are for, and where tokens have something in
-    # common, as in trained nets, where the mean of a layer's queries is longer than what remains. Of the largest
-    # products, where both err more than the mean of the values, the default errs as much with an eighth fewer features.
+    # common, as in trained nets, where the mean of a layer's queries is longer than what remains. At a
+    # width of 64 the largest products, where both err more than the mean of the values, show the 10 features fewer.
     places = [(deviation, shift) for deviation in (0.1, 0.25, 0.5) for shift in (0, 0.5, 1.0)]
     table = [errors(width, deviation, shift=shift) for deviation, shift in places]
     sys.stdout.write(f"\nrelative error to softmax, heads of width {width}, {TOKENS}, mean of {DRAWS} draws\n")
@@ -78,7 +78,7 @@ def test_default_errs_less_than_the_published_rule(width: int) -> None:
         sys.stdout.write(f"{name:18}" + "".join(f"{column[row]:9.4f}" for column in table) + "\n")
     for (deviation, shift), (default, published, mean) in zip(places, table, strict=True):
         assert default <= published * (
-            0.8 if deviation == 0.5 and shift else {0.1: 0.25, 0.25: 0.6, 0.5: 1.05}[deviation]
+            0.8 if deviation == 0.5 and shift else {0.1: 0.25, 0.25: 0.6, 0.5: 1.05 if width == 64 else 1.0}[deviation]
         )
         assert default < mean or deviation == 0.5
 

@@ -26,7 +26,7 @@ def classifier(**options: Any) -> ImageClassifier:
 
 def test_it_learns_and_its_scores_are_means_over_images(tmp_path: Path) -> None:
     module = classifier()
-    trainer, _ = fit(module, tmp_path, max_epochs=30)
+    trainer, _ = fit(module, tmp_path, max_epochs=15)
     batch = Noise()._loader(13).dataset
     whole = [torch.cat(parts) for parts in zip(*batch, strict=True)]
     with torch.no_grad():
