@@ -54,6 +54,27 @@ def test_values_have_a_matrix_of_their_own_if_not_shared() -> None:
     assert not torch.equal(own.project_keys, own.project_values)
 
 
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("count", [None, 1, 5, 13])
+def test_tokens_come_back_beside_what_is_made_of_them_and_gradients_join(share: bool, count: int | None) -> None:
+    kernel = Linformer(AttentionSpec(2, 8, ODD, ODD), rank=4, share_projection=share).double()
+    x = torch.randn(3, ODD.count, 6, dtype=torch.float64, requires_grad=True)
+
+    def join(x: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return kernel.shorten_tokens(x, count)
+
+    matrices = [*kernel.parameters()]
+    expected = (x[:, :count], *(matrix.mT @ x for matrix in (matrices[0], matrices[-1])))
+    assert_close(join(x), expected)
+    assert torch.autograd.gradcheck(join, (x, *matrices))
+    # Whatever is not asked for, the rest is right: tokens without a gradient, a matrix that is frozen.
+    cotangents = [torch.randn_like(part) for part in expected]
+    wanted = torch.autograd.grad(expected, [x, *matrices], cotangents)
+    assert_close(torch.autograd.grad(join(x.detach()), matrices, cotangents), wanted[1:])
+    kernel.requires_grad_(False)
+    assert_close(torch.autograd.grad(join(x), [x], cotangents), wanted[:1])
+
+
 def test_projection_starts_uniform_within_the_published_bound() -> None:
     torch.manual_seed(0)
     matrix = Linformer(AttentionSpec(2, 8, Tokens((32, 32)), Tokens((32, 32))), rank=64).project_keys

@@ -123,17 +123,18 @@ def test_a_kernel_is_told_its_place(kernel: type[Attention]) -> None:
     "options", [{}, {"share_kv": True}, {"one_kv_head": True, "share_kv": True, "dim_head": 16}], ids=str
 )
 @pytest.mark.parametrize("share_projection", [True, False])
+@pytest.mark.parametrize("count", [None, 1, 2])
 def test_shortening_tokens_before_they_are_keys_changes_nothing_but_the_work(
-    options: dict[str, Any], share_projection: bool
+    options: dict[str, Any], share_projection: bool, count: int | None
 ) -> None:
     mixer, x = attend(attention=partial(Linformer, rank=3, share_projection=share_projection), **options)
     assert mixer.shortening() is mixer.attention
     inputs = [x.requires_grad_(), *mixer.parameters()]
-    out = mixer(x, TOKENS)
+    out = mixer(x, TOKENS) if count is None else mixer.first(x, TOKENS, count)
     called: list[Tensor] = []
     handle = mixer.attention.register_forward_pre_hook(lambda _, given: called.extend(given))
     # A hook on the kernel sees all keys, so they are made.
-    expected = mixer(x, TOKENS)
+    expected = mixer(x, TOKENS)[:, :count]
     handle.remove()
     assert called[1].shape[-2] == TOKENS.count
     assert_close(out, expected)

@@ -81,6 +81,10 @@ class ShorteningAttention(Attention):
     def shorten(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Maps keys (... m c) and values (... m c), or what they are made of, to (... r c) each."""
 
+    def shorten_tokens(self, x: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Gives the first tokens (b count c) of (b m c) back, and all shortened (b r c) for keys and for values."""
+        return x[:, :count], *self.shorten(x, x)
+
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d) and shortened (b h r d), (b h r e) to (b h n e)."""

@@ -4,8 +4,11 @@ Source: Wang et al., "Linformer: Self-Attention with Linear Complexity", 2020, a
 Cost per head: O((n + m) r (d + e)) time and O(n + r (d + e)) memory; r is the paper's k (k means keys here).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vix.attention.base import AttentionSpec, ShorteningAttention
@@ -17,6 +20,30 @@ def mixed(matrix: Tensor, x: Tensor) -> Tensor:
     """Multiplies the transpose of a matrix (m r) and each (m c) of (... m c)."""
     # For three axes torch.matmul would copy all of x, transposed, and keep that.
     return torch.bmm(matrix.mT.expand(x.shape[0], -1, -1), x) if x.ndim == 3 else matrix.mT @ x
+
+
+class WithMixed(torch.autograd.Function):
+    """Gives tokens back beside what a matrix makes of them, so that both gradients join within a product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+        """Maps (b m c) to its first tokens (b count c) and, by (m r), to (b r c)."""
+        ctx.save_for_backward(x, matrix)
+        return x[:, :count], mixed(matrix, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_mixed: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradients of both to those of the tokens and of the matrix."""
+        x, matrix = ctx.saved_tensors
+        of_x, of_matrix, _ = ctx.needs_input_grad
+        matrices, grad_x = matrix.expand(len(x), -1, -1), None
+        if of_x and grad.shape == x.shape:
+            grad_x = torch.baddbmm(grad, matrices, grad_mixed)
+        elif of_x:
+            grad_x = torch.bmm(matrices, grad_mixed)
+            grad_x[:, : grad.shape[1]] += grad
+        return grad_x, torch.bmm(x, grad_mixed.mT).sum(dim=0) if of_matrix else None, None
 
 
 class Linformer(ShorteningAttention):
@@ -65,14 +92,35 @@ class Linformer(ShorteningAttention):
         Raises:
             ValueError: If the number of keys is not the one that it was built for.
         """
-        if k.shape[-2] != self.spec.keys.count:
-            raise ValueError(
-                f"Linformer was built for {self.spec.keys}, got {k.shape[-2]}: its projection has no other length"
-            )
+        self.check_keys(k)
         short_k = mixed(self.project_keys, k)
         if self.project_values is None and v is k:
             return short_k, short_k
         return short_k, mixed(self.project_keys if self.project_values is None else self.project_values, v)
+
+    def shorten_tokens(self, x: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Gives the first tokens (b count c) of (b m c) back, and all shortened (b r c) for keys and for values.
+
+        Raises:
+            ValueError: If the number of tokens is not the one that it was built for.
+        """
+        # A compiler joins gradients itself, and under autocast the products' dtype is not the tokens'.
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            return super().shorten_tokens(x, count)
+        self.check_keys(x)
+        if self.project_values is None:
+            x, short = WithMixed.apply(x, self.project_keys, count)
+            return x, short, short
+        x, short_k = WithMixed.apply(x, self.project_keys, None)
+        x, short_v = WithMixed.apply(x, self.project_values, count)
+        return x, short_k, short_v
+
+    def check_keys(self, k: Tensor) -> None:
+        """Refuses (... m c) with another m than that of the projection."""
+        if k.shape[-2] != self.spec.keys.count:
+            raise ValueError(
+                f"Linformer was built for {self.spec.keys}, got {k.shape[-2]}: its projection has no other length"
+            )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Maps (b h n d) and shortened (b h r d), (b h r e) to (b h n e); keys and values may have one head."""
