@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vix.attention.base import Attention, AttentionSpec
+from vix.attention.biased import BiasedAttention, suits_runs
 from vix.layers import check_rates, full_precision
 
 
@@ -45,6 +46,8 @@ class SoftmaxAttention(Attention):
         dropout = self.dropout if self.training else 0.0
         if bias is not None:
             bias = bias.to(q.dtype)
+        if self.fused and bias is not None and not dropout and suits_runs(q, bias):
+            return BiasedAttention.apply(q, k, v, bias)
         if self.fused:
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return functional.dropout(attention_weights(q, k, bias), dropout) @ v
