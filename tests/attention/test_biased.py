@@ -37,7 +37,7 @@ def test_it_is_softmax_attention(
     assert_close(torch.autograd.grad(out, given, cotangent), torch.autograd.grad(expected, given, cotangent))
 
 
-def test_single_precision_errs_no_more_than_torch() -> None:
+def test_single_precision_errs_about_as_little_as_torch() -> None:
     given = inputs(65, 33, torch.float32)
     exact = reference.softmax(*(part.double() for part in given))
     torchs = torch.nn.functional.scaled_dot_product_attention(*given[:3], attn_mask=given[3])

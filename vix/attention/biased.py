@@ -53,7 +53,8 @@ class BiasedAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
         for run in BiasedAttention.runs(bias):
-            weights, of_logits = (torch.empty_like(bias[:, run], memory_format=torch.contiguous_format) for _ in "wl")
+            weights = torch.empty_like(bias[:, run], memory_format=torch.contiguous_format)
+            of_logits = torch.empty_like(weights)
             for image in range(len(q)):
                 of_out = grad[image, :, run]
                 torch.baddbmm(bias[:, run], q[image, :, run], k[image].mT, alpha=scale, out=weights)

@@ -24,8 +24,8 @@ class SoftmaxAttention(Attention):
 
     Args:
         spec: The place to fill.
-        fused: Whether torch's fused kernel computes it; off, the n x m matrices are written out, as most older code
-            does.
+        fused: Whether a fused kernel computes it, torch's or, for a large bias on CPUs, `BiasedAttention`; off, the
+            n x m matrices are written out, as most older code does.
         dropout: Probability of dropping a weight.
 
     Raises:
