@@ -4,7 +4,6 @@ Shapes: b batch, n tokens, c width.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,14 +88,19 @@ def suits_convolution(x: Tensor) -> bool:
 
     oneDNN divides that between the cores better than MKL does a product, and adds the bias in passing.
     """
-    usual = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or torch.get_num_threads() == 1
     # A compiler, which may leave the batch open, never gets to compare it.
-    return not usual and has_onednn(x) and math.prod(x.shape[:-1]) >= MANY_TOKENS
+    return (
+        not torch.compiler.is_compiling()
+        and x.numel() >= MANY_TOKENS * x.shape[-1]
+        and has_onednn(x)
+        and not torch.is_autocast_enabled("cpu")
+        and torch.get_num_threads() > 1
+    )
 
 
 def as_image(x: Tensor) -> Tensor:
-    """Sees (... c) as one image (1 c n 1) of a column of pixels, whose channels lie side by side."""
-    return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    """Sees (... c) as one image (1 c 1 n) of a row of pixels, whose channels lie side by side."""
+    return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -105,16 +109,11 @@ def as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
-def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """Returns the gradient (c' c) of a linear map's weights from that of its output (n c') and from its input (n c).
-
-    Where one side is four times the other it may be a convolution's, with the narrow side as outputs.
-    """
+def convolution_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Returns the gradient (c' c) of the weights of `as_convolution`, with the narrower side as outputs: faster."""
     outputs, inputs = grad.shape[-1], x.shape[-1]
-    if max(outputs, inputs) < 4 * min(outputs, inputs) or not suits_convolution(x) or grad.dtype != x.dtype:
-        return grad.mT @ x
     if outputs > inputs:
-        return weight_gradient(x, grad).mT
+        return convolution_weight_gradient(x, grad).mT
     weight = x.new_empty(outputs, inputs, 1, 1)
     _, product, _ = torch.ops.aten.convolution_backward(
         as_image(grad), as_image(x), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
@@ -122,8 +121,18 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return product.flatten(1)
 
 
+def map_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Does `functional.linear` on (... c) where autograd does not look, as a convolution where that is faster."""
+    return (as_convolution if suits_convolution(x) else functional.linear)(x, weight, bias)
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Returns the gradient (c' c) of a linear map's weights from that of its output (n c') and from its input (n c)."""
+    return convolution_weight_gradient(grad, x) if suits_convolution(x) else grad.mT @ x
+
+
 class LinearFunction(torch.autograd.Function):
-    """A linear map as a convolution whose weights get their gradient by `weight_gradient`, which is faster."""
+    """A linear map as a convolution whose weights get their gradient by one too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -137,11 +146,10 @@ class LinearFunction(torch.autograd.Function):
         """Maps the gradient (... c') of the output to those of the input, the weights and the bias."""
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows = grad.reshape(-1, len(weight))
         return (
             as_convolution(grad, weight.mT, None) if of_x else None,
-            weight_gradient(rows, x.reshape(-1, x.shape[-1])) if of_weight else None,
-            rows.sum(dim=0) if of_bias else None,
+            convolution_weight_gradient(grad, x) if of_weight else None,
+            grad.flatten(0, -2).sum(dim=0) if of_bias else None,
         )
 
 
@@ -227,11 +235,11 @@ class FeedForwardFunction(torch.autograd.Function):
             statistics: list[Tensor] = []
             if gain is not None and shift is not None:
                 normed, *statistics = torch.native_layer_norm(widen(x), (x.shape[-1],), widen(gain), widen(shift), eps)
-            hidden = linear(normed.to(dtype), expand.to(dtype), expand_bias.to(dtype))
+            hidden = map_rows(normed.to(dtype), expand.to(dtype), expand_bias.to(dtype))
             if unread:
                 out = hidden.new_empty(*x.shape[:-1], len(contract))
             else:
-                out = linear(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
+                out = map_rows(functional.gelu(hidden), contract.to(dtype), contract_bias.to(dtype))
         ctx.save_for_backward(x, hidden, expand, contract, gain, shift, *statistics)
         return out
 
@@ -244,7 +252,7 @@ class FeedForwardFunction(torch.autograd.Function):
             dtype = hidden.dtype
             grad, hidden = grad.flatten(0, -2), hidden.flatten(0, -2)
             grad_contract = weight_gradient(grad, functional.gelu(hidden))
-            grad_hidden = linear(grad, contract.to(dtype).mT)
+            grad_hidden = map_rows(grad, contract.to(dtype).mT)
             # In place: the widest tensor of a block is not made twice.
             torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
             normed, wide = x, widen(x)
@@ -253,7 +261,7 @@ class FeedForwardFunction(torch.autograd.Function):
                 # In place where it can be: a fresh buffer costs more than the arithmetic.
                 normed = torch.sub(wide, mean).mul_(scale).mul_(widen(gain)).add_(widen(shift))
             grad_expand = weight_gradient(grad_hidden, normed.to(dtype).flatten(0, -2))
-            grad_x = linear(grad_hidden, expand.to(dtype).mT).view_as(x)
+            grad_x = map_rows(grad_hidden, expand.to(dtype).mT).view_as(x)
             grad_gain = grad_shift = None
             if gain is not None:
                 grad_x, grad_gain, grad_shift = torch.ops.aten.native_layer_norm_backward(

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from tests import reference
 from vix import AttentionSpec, NystromAttention
+from vix.attention.nystrom import Iterate, iterate
 from vix.attention.segments import segment_means, with_means
 from vix.tokens import Tokens
 
@@ -154,6 +155,39 @@ def test_it_approaches_softmax_by_a_convolution_that_adds_nothing_yet() -> None:
     assert kernel.residual is not None
     assert kernel.residual.weight.grad is not None
     assert kernel.residual.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("least", [1, 1000], ids=["many", "few"])
+@pytest.mark.parametrize("batch_start", [True, False])
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize(("landmarks", "iterations"), [(1, 6), (2, 1), (5, 6), (8, 3)])
+def test_written_out_gradient_of_the_iteration_is_that_of_autograd(
+    monkeypatch: pytest.MonkeyPatch, landmarks: int, iterations: int, copies: bool, batch_start: bool, least: int
+) -> None:
+    monkeypatch.setattr("vix.attention.nystrom.KEEP_POWERS", least)
+    torch.manual_seed(0)
+    a = (2 * torch.randn(3, landmarks, landmarks, dtype=torch.float64)).softmax(dim=-1).requires_grad_()
+    block = torch.randn(3, landmarks, 4, dtype=torch.float64).requires_grad_()
+    roots = torch.arange(1, landmarks + 1, dtype=torch.float64).sqrt()[:, None] if copies else None
+    given = (roots, iterations, batch_start)
+    out, expected = Iterate.apply(a, block, *given), iterate(a, block, *given)
+    assert_close(out, expected)
+    cotangent = torch.randn_like(out)
+    assert_close(torch.autograd.grad(out, (a, block), cotangent), torch.autograd.grad(expected, (a, block), cotangent))
+
+
+@pytest.mark.parametrize("batch_start", [True, False])
+def test_equally_large_columns_share_the_gradient_of_their_peak(batch_start: bool) -> None:
+    torch.manual_seed(0)
+    # Of one head all four columns sum to exactly one, of the other two to exactly two.
+    around = torch.tensor([0.75, 0.25, 0, 0], dtype=torch.float64)
+    uneven = torch.tensor([[0.75, 0.25, 0, 0], [0.25, 0.75, 0, 0]] * 2, dtype=torch.float64)
+    a = torch.stack([torch.stack([around.roll(row) for row in range(4)]), uneven]).requires_grad_()
+    block = torch.randn(2, 4, 3, dtype=torch.float64)
+    # One step is far from the inverse, so that the peak still matters.
+    given = (block, None, 1, batch_start)
+    grads = [torch.autograd.grad(way(a, *given).square().sum(), a)[0] for way in (Iterate.apply, iterate)]
+    assert_close(grads[0], grads[1])
 
 
 def test_kept_powers_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,39 +52,109 @@ def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] 
     return block
 
 
-def largest_column(a: Tensor, roots: Tensor | None, batch_start: bool) -> Tensor:
-    """Returns the largest column sum of each head's A (h 1 1), or of the whole batch (1 1 1).
-
-    Rows of a softmax sum to one, so the start A^T / (max row sum * max column sum) needs the columns alone.
+def column_sums(a: Tensor, roots: Tensor | None) -> Tensor:
+    """Returns the column sums (h 1 l) of each head's A (h l l), in which a landmark counts as many as it stands for.
 
     Args:
-        a: The matrices (h l l).
+        a: The matrices.
         roots: Roots (l 1) of how many landmarks each stands for; None for one each.
-        batch_start: Whether it is that of the whole batch, as published.
     """
-    columns = a.sum(dim=-2, keepdim=True) if roots is None else (roots.mT @ a) / roots.mT
-    return columns.amax(dim=(0, 1, 2) if batch_start else (1, 2), keepdim=True)
+    return a.sum(dim=-2, keepdim=True) if roots is None else (roots.mT @ a) / roots.mT
+
+
+def peak_dims(batch_start: bool) -> tuple[int, ...]:
+    """Returns the dimensions of column sums over which the largest is taken: of all heads, as published, or of each.
+
+    Rows of a softmax sum to one, so the start A^T / (max row sum * max column sum) needs the columns alone.
+    """
+    return (0, 1, 2) if batch_start else (1, 2)
 
 
 def iterate(a: Tensor, block: Tensor, roots: Tensor | None, iterations: int, batch_start: bool) -> Tensor:
     """Multiplies a block (h l e) by what the iteration makes of its start Z0 = A^T / peak, A (h l l)."""
-    peak = largest_column(a, roots, batch_start)
+    peak = column_sums(a, roots).amax(peak_dims(batch_start), keepdim=True)
     return a.mT @ inverse_times(a @ a.mT / peak, block, iterations) / peak
 
 
-class Iterate(torch.autograd.Function):
-    """`iterate`, whose gradient takes two products a step, or three where R is not kept.
+class StepBack:
+    """Goes back through the steps of `inverse_times`, from the last to the first, with D the gradient of S p(S).
 
-    With D the gradient of S p(S), that of S is the sum of -c_{i+j+1} S^i D S^j over the monomials of the polynomial,
-    which for symmetric S and D folds into H + H^T with
-    H = (6.5 D - 2.75 S D + R (3.5 D - S D - D S)) / 4. The peak is found again in backward.
+    All S are symmetric, being made of A A^T, so of each gradient the symmetric part alone matters: H + H^T.
+
+    Args:
+        grad: The gradient of P(S) block (h l e).
+        a: What S is like (h l l).
     """
+
+    def __init__(self, grad: Tensor, a: Tensor) -> None:
+        self.grad = grad.clone()
+        """The gradient of the block, after the steps so far."""
+        self.total: Tensor | None = None
+        """The gradient of S, after the steps so far."""
+        # Each step writes where the last one did: memory that the cache knows takes a third of the time of new memory.
+        self.narrow = [torch.empty_like(grad) for _ in range(4)]
+        self.wide = [torch.empty_like(a) for _ in range(5)]
+
+    def with_few(self, s: Tensor, block: Tensor) -> None:
+        """Goes back a step by three products of l x l matrices and six as narrow as the block.
+
+        With X the block, G its gradient and W = 7 X - S X, p(S) X is (13 X - 15 S X + S^2 W) / 4, so S^2 has its own
+        gradient G W^T / 4, which joins that of S p(S) = (13 S - 15 S^2 + 7 S S^2 - S^2 S^2) / 4.
+        """
+        grad, total = self.grad, self.total
+        inner, once, twice, outer = self.narrow
+        product, of_square, joined, half, sums = self.wide
+        torch.baddbmm(block, s, block, beta=7, alpha=-1, out=inner)
+        torch.bmm(s, grad, out=once)
+        torch.bmm(s, once, out=twice)
+        torch.add(twice, grad, alpha=15, out=outer)
+        if total is None:
+            torch.bmm(grad, inner.mT, out=of_square).mul_(0.125)
+            torch.add(of_square, of_square.mT, out=joined)
+            torch.bmm(s, joined, out=half)
+        else:
+            torch.bmm(s, total, out=product)
+            torch.baddbmm(product, s, product, beta=0.875, alpha=-0.25, out=of_square)
+            of_square.baddbmm_(grad, inner.mT, alpha=0.125)
+            torch.add(of_square, of_square.mT, out=joined).add_(product, alpha=0.875).sub_(total, alpha=3.75)
+            torch.baddbmm(total, s, joined, beta=1.625, out=half)
+        half.baddbmm_(outer, block.mT, alpha=-0.125)
+        self.total = torch.add(half, half.mT, out=sums)
+        grad.mul_(3.25).add_(twice, alpha=1.75).baddbmm_(s, outer, alpha=-0.25)
+
+    def with_many(self, s: Tensor, block: Tensor, powers: Tensor | None) -> None:
+        """Goes back a step by two products of l x l matrices and eight as narrow as the block, given R = S^2 - 3.5 S.
+
+        H = (6.5 D - 2.75 S D + R (3.5 D - S D - D S)) / 4 for the recurrence, whose terms without R are multiples of D
+        and of what R is multiplied with; Horner's rule for the block.
+        """
+        grad, total = self.grad, self.total
+        inner, outer, once, twice = self.narrow
+        product, crossed, half, _, sums = self.wide
+        torch.baddbmm(grad, s, grad, beta=7, alpha=-1, out=inner)
+        torch.baddbmm(grad, s, inner, beta=15, alpha=-1, out=outer)
+        torch.bmm(s, block, out=once)
+        torch.bmm(s, once, out=twice)
+        if total is None or powers is None:
+            torch.bmm(outer, block.mT, out=half).mul_(-0.125)
+        else:
+            torch.bmm(s, total, out=product)
+            torch.sub(total, product, alpha=1 / 3.5, out=crossed).sub_(product.mT, alpha=1 / 3.5)
+            torch.baddbmm(total, powers, crossed, beta=27 / 64, alpha=0.875, out=half)
+            half.add_(crossed, alpha=77 / 64).baddbmm_(outer, block.mT, alpha=-0.125)
+        half.baddbmm_(inner, once.mT, alpha=0.125).baddbmm_(grad, twice.mT, alpha=-0.125)
+        self.total = torch.add(half, half.mT, out=sums)
+        grad.baddbmm_(s, outer, beta=3.25, alpha=-0.25)
+
+
+class Iterate(torch.autograd.Function):
+    """`iterate`, whose gradient is written out (`StepBack`); the peak is found again in backward."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, block: Tensor, roots: Tensor | None, iterations: int, batch_start: bool) -> Tensor:
         """Maps A (h l l) and a block (h l e) to (h l e)."""
         kept: list[Tensor] = []
-        peak = largest_column(a, roots, batch_start)
+        peak = column_sums(a, roots).amax(peak_dims(batch_start), keepdim=True)
         product = inverse_times((a @ a.mT).div_(peak), block, iterations, kept)
         ctx.save_for_backward(a, roots, product, *kept)
         ctx.batch_start = batch_start
@@ -96,52 +166,37 @@ class Iterate(torch.autograd.Function):
         """Maps the gradient (h l e) of the output to those of A and of the block."""
         # Asked for once: activation checkpointing makes them again each time.
         a, roots, product, *kept = ctx.saved_tensors
+        dims = peak_dims(ctx.batch_start)
         with torch.autocast(grad.device.type, enabled=False):
-            with torch.enable_grad():
-                leaf = a.detach().requires_grad_()
-                found = largest_column(leaf, roots, ctx.batch_start)
-            peak = found.detach()
+            columns = column_sums(a, roots)
+            peak = columns.amax(dims, keepdim=True)
             grad = grad.to(a.dtype) / peak
             of_product = a @ grad
             of_a, of_peak, of_block = Iterate.gradients(of_product, a, peak, *kept)
             of_peak -= (of_product * product).sum(dim=(-2, -1), keepdim=True).sum_to_size(peak.shape) / peak
             of_a.baddbmm_(product, grad.mT)
-            (through_peak,) = torch.autograd.grad(found, leaf, of_peak)
-        return of_a.add_(through_peak), of_block, None, None, None
+            # Equally large columns share it, as in torch's gradient of `amax`.
+            largest = columns == peak
+            of_columns = largest * (of_peak / largest.sum(dims, keepdim=True))
+            of_a += of_columns if roots is None else roots * (of_columns / roots.mT)
+        return of_a, of_block, None, None, None
 
     @staticmethod
     def gradients(grad: Tensor, a: Tensor, peak: Tensor, *steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of A and peak, through S = A A^T / peak, and of the block, given that of P(S) block."""
         kept = list(steps)
-        total: Tensor | None = None
-        # Each step writes where the last one did: memory that the cache knows takes a third of the time of new memory.
-        inner, outer, once, twice = (torch.empty_like(grad) for _ in range(4))
-        product, crossed, half, made_again, sums = (torch.empty_like(a) for _ in range(5))
-        grad = grad.clone()
+        back = StepBack(grad, a)
         while kept:
-            powers = kept.pop() if total is not None and a.shape[-1] >= KEEP_POWERS else None
+            powers = kept.pop() if back.total is not None and a.shape[-1] >= KEEP_POWERS else None
             block, s = kept.pop(), kept.pop()
-            # Of the gradient what Horner's rule makes inside, of the block its products with S and S^2.
-            torch.baddbmm(grad, s, grad, beta=7, alpha=-1, out=inner)
-            torch.baddbmm(grad, s, inner, beta=15, alpha=-1, out=outer)
-            torch.bmm(s, block, out=once)
-            torch.bmm(s, once, out=twice)
-            if total is None:
-                torch.bmm(outer, block.mT, out=half).mul_(-0.125)
+            if a.shape[-1] < KEEP_POWERS:
+                back.with_few(s, block)
             else:
-                # Of the recurrence, whose terms without R are multiples of D and of what R is multiplied with.
-                torch.bmm(s, total, out=product)
-                torch.sub(total, product, alpha=1 / 3.5, out=crossed).sub_(product.mT, alpha=1 / 3.5)
-                if powers is None:
-                    powers = torch.baddbmm(s, s, s, beta=-3.5, out=made_again)
-                torch.baddbmm(total, powers, crossed, beta=27 / 64, alpha=0.875, out=half)
-                half.add_(crossed, alpha=77 / 64).baddbmm_(outer, block.mT, alpha=-0.125)
-            half.baddbmm_(inner, once.mT, alpha=0.125).baddbmm_(grad, twice.mT, alpha=-0.125)
-            total = torch.add(half, half.mT, out=sums)
-            grad.baddbmm_(s, outer, beta=3.25, alpha=-0.25)
+                back.with_many(s, block, powers)
+        total = back.total
         assert total is not None
         grad_peak = (total * steps[0]).sum(dim=(-2, -1), keepdim=True).sum_to_size(peak.shape).neg() / peak
-        return (total @ a).mul_(2 / peak), grad_peak, grad
+        return (total @ a).mul_(2 / peak), grad_peak, back.grad
 
 
 @full_precision
