@@ -21,7 +21,7 @@ from vix.layers import check_counts, full_precision, has_onednn, widen
 MOST_LANDMARKS = 64
 """By default, as published."""
 KEEP_POWERS = 128
-"""Landmarks from which on S^2 - 3.5 S is kept for backward: a product costs the cube of what is kept for it."""
+"""Landmarks from which on S^2 - 3.5 S is kept and backward goes by it: a product costs the cube of what is kept."""
 
 
 def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] | None = None) -> Tensor:
@@ -135,9 +135,10 @@ class StepBack:
         torch.baddbmm(grad, s, inner, beta=15, alpha=-1, out=outer)
         torch.bmm(s, block, out=once)
         torch.bmm(s, once, out=twice)
-        if total is None or powers is None:
+        if total is None:
             torch.bmm(outer, block.mT, out=half).mul_(-0.125)
         else:
+            assert powers is not None
             torch.bmm(s, total, out=product)
             torch.sub(total, product, alpha=1 / 3.5, out=crossed).sub_(product.mT, alpha=1 / 3.5)
             torch.baddbmm(total, powers, crossed, beta=27 / 64, alpha=0.875, out=half)
