@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from tests.nets import images, tiny
 from vix.attention import AttentionSpec, Linformer, NystromAttention, Performer, SoftmaxAttention
+from vix.attention.nystrom import Iterate
 from vix.backbones import VisionTransformer
 from vix.measure import bytes_kept, count_flops, flops, parameters, summary
 from vix.systems import SYSTEMS, FNet, ViL, ViT
@@ -57,9 +58,23 @@ def test_nystrom_grows_by_two_thin_attentions_a_token() -> None:
     assert counted(128, None) - counted(64, None) == 64 * a_token
     # Written as a product with a banded matrix, the convolution also multiplies by zeros.
     assert counted(128, 5) - counted(64, 5) >= 64 * (a_token + 2 * 5 * D)
-    # What does not grow is the logits, the inverse and its product with a block; published, four products a step.
-    rest, square = counted(64, None) - 64 * a_token, 2 * landmarks**3
-    assert 2 * landmarks * landmarks * D + 6 * 3 * square <= rest <= 2 * landmarks**2 * 3 * D * 6 + (1 + 6 * 4) * square
+    # What does not grow is the logits, the inverse and its product with a block.
+    rest, square, thin = counted(64, None) - 64 * a_token, 2 * landmarks**3, 2 * landmarks**2 * D
+    assert rest == thin + 11 * square + 14 * thin
+
+
+@pytest.mark.parametrize(("kept", "squares"), [(True, 2), (False, 3)])
+def test_the_gradient_of_nystrom_s_inverse_costs_two_or_three_products_and_five_thin_ones_a_step(
+    monkeypatch: pytest.MonkeyPatch, kept: bool, squares: int
+) -> None:
+    heads, landmarks, iterations = 3, 8, 6
+    monkeypatch.setattr("vix.attention.nystrom.KEEP_POWERS", landmarks if kept else landmarks + 1)
+    a, block = torch.rand(heads, landmarks, landmarks), torch.rand(heads, landmarks, D)
+    out = Iterate.apply(a.requires_grad_(), block.requires_grad_(), None, iterations, False)
+    square, thin = 2 * heads * landmarks**3, 2 * heads * landmarks**2 * D
+    # Of the last step eight, and one each of what is around the steps: Z0 on both of its sides, and A A^T.
+    expected = (iterations - 1) * (squares * square + 5 * thin) + 8 * thin + 2 * thin + square
+    assert count_flops(lambda: out.sum().backward()) == expected
 
 
 def shell(net: VisionTransformer, *, dim: int = 128, mlp: int = 256, depth: int = 4) -> int:
@@ -149,6 +164,23 @@ def test_a_training_step_of_linear_maps_costs_three_forwards() -> None:
 
 def test_a_matrix_times_a_vector_counts() -> None:
     assert count_flops(lambda: torch.zeros(5, 3) @ torch.zeros(3)) == 30
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    ("name", "left", "right", "out"),
+    [
+        ("addmm", (5, 3), (3, 4), (5, 4)),
+        ("addmv", (5, 12), (12,), (5,)),
+        ("addbmm", (2, 5, 3), (2, 3, 2), (5, 2)),
+        ("baddbmm", (2, 5, 3), (2, 3, 2), (2, 5, 2)),
+    ],
+)
+def test_a_product_counts_that_is_added_to_something(
+    name: str, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...], in_place: bool
+) -> None:
+    add = getattr(torch.zeros(out), name + "_" * in_place)
+    assert count_flops(lambda: add(torch.zeros(left), torch.zeros(right))) == 120
 
 
 def test_the_exact_inverse_counts_its_singular_values() -> None:

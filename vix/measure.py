@@ -49,6 +49,10 @@ def _matrix_vector(matrix: Any, *_: Any, out_shape: Any) -> int:
     return 2 * math.prod(matrix)
 
 
+def _added_product(_: Any, left: Any, right: Any, *, out_shape: Any, **factors: Any) -> int:
+    return 2 * math.prod(left) * (right[-1] if len(right) > 1 else 1)
+
+
 def _singular_values(shape: Any, *_: Any, out_shape: Any) -> int:
     # Golub and Van Loan, "Matrix Computations", 4th edition, figure 8.6.1, R-SVD with both bases.
     batch, longer, shorter = math.prod(shape[:-2]), max(shape[-2:]), min(shape[-2:])
@@ -64,6 +68,7 @@ FORMULAS = {
     aten.mv: _matrix_vector,
     aten.dot: _matrix_vector,
     aten._linalg_svd: _singular_values,
+    **dict.fromkeys((aten.addmm_, aten.addmv, aten.addmv_, aten.addbmm, aten.addbmm_, aten.baddbmm_), _added_product),
 }
 """Operations that torch does not count, or counts wrongly."""
 

@@ -56,23 +56,27 @@ def test_values_have_a_matrix_of_their_own_if_not_shared() -> None:
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("count", [None, 1, 5, 13])
-def test_tokens_come_back_beside_what_is_made_of_them_and_gradients_join(share: bool, count: int | None) -> None:
+def test_tokens_are_mapped_beside_being_shortened_and_gradients_join(share: bool, count: int | None) -> None:
     kernel = Linformer(AttentionSpec(2, 8, ODD, ODD), rank=4, share_projection=share).double()
     x = torch.randn(3, ODD.count, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
 
-    def join(x: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return kernel.shorten_tokens(x, count)
+    def join(x: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return kernel.map_and_shorten(x, weight, count)
 
     matrices = [*kernel.parameters()]
-    expected = (x[:, :count], *(matrix.mT @ x for matrix in (matrices[0], matrices[-1])))
-    assert_close(join(x), expected)
-    assert torch.autograd.gradcheck(join, (x, *matrices))
-    # Whatever is not asked for, the rest is right: tokens without a gradient, a matrix that is frozen.
+    expected = (x[:, :count] @ weight.mT, *(matrix.mT @ x for matrix in (matrices[0], matrices[-1])))
+    assert_close(join(x, weight), expected)
+    assert torch.autograd.gradcheck(join, (x, weight, *matrices))
+    # Whatever is not asked for, the rest is right: tokens or weights without a gradient, a matrix that is frozen.
     cotangents = [torch.randn_like(part) for part in expected]
-    wanted = torch.autograd.grad(expected, [x, *matrices], cotangents)
-    assert_close(torch.autograd.grad(join(x.detach()), matrices, cotangents), wanted[1:])
+    wanted = torch.autograd.grad(expected, [x, weight, *matrices], cotangents)
+    assert_close(torch.autograd.grad(join(x.detach(), weight.detach()), matrices, cotangents), wanted[2:])
     kernel.requires_grad_(False)
-    assert_close(torch.autograd.grad(join(x), [x], cotangents), wanted[:1])
+    # The gradients that come in stay what they are, whoever else reads them.
+    before = [cotangent.clone() for cotangent in cotangents]
+    assert_close(torch.autograd.grad(join(x, weight), [x, weight], cotangents), wanted[:2])
+    assert_close(cotangents, before)
 
 
 def test_projection_starts_uniform_within_the_published_bound() -> None:

@@ -254,9 +254,11 @@ def test_products_are_counted_by_their_shapes() -> None:
         layer = nn.Linear(3, 5)
         layer(torch.zeros(2, 7, 3))
         torch.zeros(4, 6, 3) @ torch.zeros(4, 3, 2)
+        torch.zeros(4, 6, 2).baddbmm_(torch.zeros(4, 6, 5), torch.zeros(4, 5, 2))
     assert products.counts == {
         Product(1, 14, 3, 5, torch.float32): 1,
         Product(4, 6, 3, 2, torch.float32): 1,
+        Product(4, 6, 5, 2, torch.float32): 1,
     }
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from vix.layers import linear
 from vix.tokens import Tokens
 
 
@@ -81,9 +82,12 @@ class ShorteningAttention(Attention):
     def shorten(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Maps keys (... m c) and values (... m c), or what they are made of, to (... r c) each."""
 
-    def shorten_tokens(self, x: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Gives the first tokens (b count c) of (b m c) back, and all shortened (b r c) for keys and for values."""
-        return x[:, :count], *self.shorten(x, x)
+    def map_and_shorten(self, x: Tensor, weight: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps the first of tokens (b m c), by weights (c' c), to (b count c'), and shortens all to (b r c), twice.
+
+        Of one function both are, since a kernel may join their gradients.
+        """
+        return linear(x[:, :count], weight), *self.shorten(x, x)
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vix.attention.base import AttentionSpec, ShorteningAttention
-from vix.layers import check_counts, check_rates
+from vix.layers import check_counts, check_rates, map_rows, weight_gradient
 from vix.resample import resample_sum
 
 
@@ -22,28 +22,38 @@ def mixed(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(matrix.mT.expand(x.shape[0], -1, -1), x) if x.ndim == 3 else matrix.mT @ x
 
 
-class WithMixed(torch.autograd.Function):
-    """Gives tokens back beside what a matrix makes of them, so that both gradients join within a product."""
+class MapAndMix(torch.autograd.Function):
+    """Maps each token and mixes all of them, so that both gradients join within a product."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
-        """Maps (b m c) to its first tokens (b count c) and, by (m r), to (b r c)."""
-        ctx.save_for_backward(x, matrix)
-        return x[:, :count], mixed(matrix, x)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, count: int | None, *matrices: Tensor) -> tuple[Tensor, ...]:
+        """Maps the first of (b m c), by weights (c' c), to (b count c') and all, by each (m r), to (b r c)."""
+        ctx.save_for_backward(x, weight, *matrices)
+        return map_rows(x[:, :count], weight), *(mixed(matrix, x) for matrix in matrices)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_mixed: Tensor) -> tuple[Tensor | None, ...]:
-        """Maps the gradients of both to those of the tokens and of the matrix."""
-        x, matrix = ctx.saved_tensors
-        of_x, of_matrix, _ = ctx.needs_input_grad
-        matrices, grad_x = matrix.expand(len(x), -1, -1), None
-        if of_x and grad.shape == x.shape:
-            grad_x = torch.baddbmm(grad, matrices, grad_mixed)
-        elif of_x:
-            grad_x = torch.bmm(matrices, grad_mixed)
-            grad_x[:, : grad.shape[1]] += grad
-        return grad_x, torch.bmm(x, grad_mixed.mT).sum(dim=0) if of_matrix else None, None
+    def backward(ctx: Any, grad: Tensor, *grads_mixed: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradients of what came out to those of the tokens, the weights and the matrices."""
+        x, weight, *matrices = ctx.saved_tensors
+        of_x, of_weight, _, *of_matrices = ctx.needs_input_grad
+        first, grad_x = x[:, : grad.shape[1]], None
+        if of_x:
+            grad_x = map_rows(grad, weight.mT)
+            if grad_x.shape != x.shape:
+                grad_x = functional.pad(grad_x, (0, 0, 0, x.shape[1] - grad_x.shape[1]))
+            for matrix, grad_mixed in zip(matrices, grads_mixed, strict=True):
+                # In place, which a gradient from outside could not be.
+                grad_x.baddbmm_(matrix.expand(len(x), -1, -1), grad_mixed)
+        return (
+            grad_x,
+            weight_gradient(grad.flatten(0, 1), first.flatten(0, 1)) if of_weight else None,
+            None,
+            *(
+                torch.addbmm(matrix, x, grad_mixed.mT, beta=0) if asked else None
+                for asked, matrix, grad_mixed in zip(of_matrices, matrices, grads_mixed, strict=True)
+            ),
+        )
 
 
 class Linformer(ShorteningAttention):
@@ -98,22 +108,19 @@ class Linformer(ShorteningAttention):
             return short_k, short_k
         return short_k, mixed(self.project_keys if self.project_values is None else self.project_values, v)
 
-    def shorten_tokens(self, x: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Gives the first tokens (b count c) of (b m c) back, and all shortened (b r c) for keys and for values.
+    def map_and_shorten(self, x: Tensor, weight: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps the first of tokens (b m c), by weights (c' c), to (b count c') and shortens all to two (b r c).
 
         Raises:
             ValueError: If the number of tokens is not the one that it was built for.
         """
         # A compiler joins gradients itself, and under autocast the products' dtype is not the tokens'.
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
-            return super().shorten_tokens(x, count)
+            return super().map_and_shorten(x, weight, count)
         self.check_keys(x)
-        if self.project_values is None:
-            x, short = WithMixed.apply(x, self.project_keys, count)
-            return x, short, short
-        x, short_k = WithMixed.apply(x, self.project_keys, None)
-        x, short_v = WithMixed.apply(x, self.project_values, count)
-        return x, short_k, short_v
+        matrices = [self.project_keys] if self.project_values is None else [self.project_keys, self.project_values]
+        mapped, *short = MapAndMix.apply(x, weight, count, *matrices)
+        return mapped, short[0], short[-1]
 
     def check_keys(self, k: Tensor) -> None:
         """Refuses (... m c) with another m than that of the projection."""

@@ -29,8 +29,9 @@ def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] 
 
     Equation 13 of the paper is Z <- Z p(A Z) with p(S) = (13 I - 15 S + 7 S^2 - S^3) / 4. So S = A Z follows its own
     recurrence S <- S p(S), a polynomial of degree four and thus two products: with R = S^2 - 3.5 S it is
-    (27 / 8 S - 11 / 4 R - R^2) / 4. Each p(S) is applied to the block alone, by Horner's rule: neither Z nor p(S) is
-    made. All S commute, so their order is free.
+    (27 / 8 S - 11 / 4 R - R^2) / 4. Each p(S) is applied to the block X alone, so that neither Z nor p(S) is made: with
+    Y = 11 / 4 X + R X it is (27 / 8 X + 7 / 2 Y - S Y) / 4. All S commute, so their order is free. The last step makes
+    no R and goes by Horner's rule.
 
     Args:
         s: A Z0, of each head (h l l).
@@ -38,18 +39,18 @@ def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] 
         iterations: Steps of the iteration.
         kept: If given, gets the S and the block of each step and, but for the last, the R of many landmarks.
     """
-    for step in range(iterations):
+    for _ in range(iterations - 1):
+        powers = torch.baddbmm(s, s, s, beta=-3.5)
         if kept is not None:
-            kept += [s, block]
-        inner = torch.baddbmm(block, s, block, beta=7, alpha=-1)
-        inner = torch.baddbmm(block, s, inner, beta=15, alpha=-1)
-        block = torch.baddbmm(block, s, inner, beta=3.25, alpha=-0.25)
-        if step + 1 < iterations:
-            powers = torch.baddbmm(s, s, s, beta=-3.5)
-            if kept is not None and s.shape[-1] >= KEEP_POWERS:
-                kept.append(powers)
-            s = s.sub(powers, alpha=22 / 27).baddbmm_(powers, powers, beta=27 / 32, alpha=-0.25)
-    return block
+            kept += [s, block, powers] if s.shape[-1] >= KEEP_POWERS else [s, block]
+        inner = torch.baddbmm(block, powers, block, beta=2.75)
+        block = inner.add(block, alpha=27 / 28).baddbmm_(s, inner, beta=0.875, alpha=-0.25)
+        s = s.sub(powers, alpha=22 / 27).baddbmm_(powers, powers, beta=27 / 32, alpha=-0.25)
+    if kept is not None:
+        kept += [s, block]
+    inner = torch.baddbmm(block, s, block, beta=7, alpha=-1)
+    inner = torch.baddbmm(block, s, inner, beta=15, alpha=-1)
+    return torch.baddbmm(block, s, inner, beta=3.25, alpha=-0.25)
 
 
 def column_sums(a: Tensor, roots: Tensor | None) -> Tensor:
@@ -89,63 +90,45 @@ class StepBack:
     def __init__(self, grad: Tensor, a: Tensor) -> None:
         self.grad = grad.clone()
         """The gradient of the block, after the steps so far."""
-        self.total: Tensor | None = None
+        self.total = torch.empty_like(a)
         """The gradient of S, after the steps so far."""
         # Each step writes where the last one did: memory that the cache knows takes a third of the time of new memory.
         self.narrow = [torch.empty_like(grad) for _ in range(4)]
-        self.wide = [torch.empty_like(a) for _ in range(5)]
+        self.wide = [torch.empty_like(a) for _ in range(4)]
 
-    def with_few(self, s: Tensor, block: Tensor) -> None:
-        """Goes back a step by three products of l x l matrices and six as narrow as the block.
-
-        With X the block, G its gradient and W = 7 X - S X, p(S) X is (13 X - 15 S X + S^2 W) / 4, so S^2 has its own
-        gradient G W^T / 4, which joins that of S p(S) = (13 S - 15 S^2 + 7 S S^2 - S^2 S^2) / 4.
-        """
-        grad, total = self.grad, self.total
-        inner, once, twice, outer = self.narrow
-        product, of_square, joined, half, sums = self.wide
-        torch.baddbmm(block, s, block, beta=7, alpha=-1, out=inner)
-        torch.bmm(s, grad, out=once)
-        torch.bmm(s, once, out=twice)
-        torch.add(twice, grad, alpha=15, out=outer)
-        if total is None:
-            torch.bmm(grad, inner.mT, out=of_square).mul_(0.125)
-            torch.add(of_square, of_square.mT, out=joined)
-            torch.bmm(s, joined, out=half)
-        else:
-            torch.bmm(s, total, out=product)
-            torch.baddbmm(product, s, product, beta=0.875, alpha=-0.25, out=of_square)
-            of_square.baddbmm_(grad, inner.mT, alpha=0.125)
-            torch.add(of_square, of_square.mT, out=joined).add_(product, alpha=0.875).sub_(total, alpha=3.75)
-            torch.baddbmm(total, s, joined, beta=1.625, out=half)
-        half.baddbmm_(outer, block.mT, alpha=-0.125)
-        self.total = torch.add(half, half.mT, out=sums)
-        grad.mul_(3.25).add_(twice, alpha=1.75).baddbmm_(s, outer, alpha=-0.25)
-
-    def with_many(self, s: Tensor, block: Tensor, powers: Tensor | None) -> None:
-        """Goes back a step by two products of l x l matrices and eight as narrow as the block, given R = S^2 - 3.5 S.
-
-        H = (6.5 D - 2.75 S D + R (3.5 D - S D - D S)) / 4 for the recurrence, whose terms without R are multiples of D
-        and of what R is multiplied with; Horner's rule for the block.
-        """
-        grad, total = self.grad, self.total
+    def last(self, s: Tensor, block: Tensor) -> None:
+        """Goes back the last step, from which no S goes on, by Horner's rule: eight products as narrow as the block."""
+        grad, half = self.grad, self.wide[0]
         inner, outer, once, twice = self.narrow
-        product, crossed, half, _, sums = self.wide
         torch.baddbmm(grad, s, grad, beta=7, alpha=-1, out=inner)
         torch.baddbmm(grad, s, inner, beta=15, alpha=-1, out=outer)
         torch.bmm(s, block, out=once)
         torch.bmm(s, once, out=twice)
-        if total is None:
-            torch.bmm(outer, block.mT, out=half).mul_(-0.125)
-        else:
-            assert powers is not None
-            torch.bmm(s, total, out=product)
-            torch.sub(total, product, alpha=1 / 3.5, out=crossed).sub_(product.mT, alpha=1 / 3.5)
-            torch.baddbmm(total, powers, crossed, beta=27 / 64, alpha=0.875, out=half)
-            half.add_(crossed, alpha=77 / 64).baddbmm_(outer, block.mT, alpha=-0.125)
+        torch.bmm(outer, block.mT, out=half).mul_(-0.125)
         half.baddbmm_(inner, once.mT, alpha=0.125).baddbmm_(grad, twice.mT, alpha=-0.125)
-        self.total = torch.add(half, half.mT, out=sums)
+        torch.add(half, half.mT, out=self.total)
         grad.baddbmm_(s, outer, beta=3.25, alpha=-0.25)
+
+    def earlier(self, s: Tensor, block: Tensor, powers: Tensor | None) -> None:
+        """Goes back a step by two products of l x l matrices, given R (else by three), and five as narrow as the block.
+
+        R has a gradient of its own: F X^T / 4 from the block, with G its gradient and F = 7 / 2 G - S G, and from the
+        recurrence -(11 / 4 D + R D + D R) / 4. Both go on to S together.
+        """
+        grad, total = self.grad, self.total
+        inner, outer, *_ = self.narrow
+        product, joined, half, square = self.wide
+        if powers is None:
+            powers = torch.baddbmm(s, s, s, beta=-3.5, out=square)
+        torch.baddbmm(block, powers, block, beta=2.75, out=inner)
+        torch.baddbmm(grad, s, grad, beta=3.5, alpha=-1, out=outer)
+        torch.baddbmm(total, powers, total, beta=-11 / 32, alpha=-0.25, out=product)
+        product.baddbmm_(outer, block.mT, alpha=0.125)
+        torch.add(product, product.mT, out=joined)
+        total.sub_(joined, alpha=112 / 27)
+        torch.baddbmm(total, s, joined, beta=27 / 64, out=half).baddbmm_(grad, inner.mT, alpha=-0.125)
+        torch.add(half, half.mT, out=total)
+        grad.add_(outer, alpha=22 / 27).baddbmm_(powers, outer, beta=27 / 32, alpha=0.25)
 
 
 class Iterate(torch.autograd.Function):
@@ -185,17 +168,14 @@ class Iterate(torch.autograd.Function):
     @staticmethod
     def gradients(grad: Tensor, a: Tensor, peak: Tensor, *steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of A and peak, through S = A A^T / peak, and of the block, given that of P(S) block."""
-        kept = list(steps)
+        *kept, s, block = steps
         back = StepBack(grad, a)
+        back.last(s, block)
         while kept:
-            powers = kept.pop() if back.total is not None and a.shape[-1] >= KEEP_POWERS else None
+            powers = kept.pop() if a.shape[-1] >= KEEP_POWERS else None
             block, s = kept.pop(), kept.pop()
-            if a.shape[-1] < KEEP_POWERS:
-                back.with_few(s, block)
-            else:
-                back.with_many(s, block, powers)
+            back.earlier(s, block, powers)
         total = back.total
-        assert total is not None
         grad_peak = (total * steps[0]).sum(dim=(-2, -1), keepdim=True).sum_to_size(peak.shape).neg() / peak
         return (total @ a).mul_(2 / peak), grad_peak, back.grad
 

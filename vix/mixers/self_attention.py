@@ -78,9 +78,9 @@ class SelfAttention(Mixer):
     def project_shortened(self, x: Tensor, kernel: ShorteningAttention, count: int | None) -> list[Tensor]:
         """Maps tokens (b n c) to queries (b h n d), or the first of them, and shortened keys and values (b h r d)."""
         of_q, of_k, *of_v = self.project.weight.split([heads * self.dim_head for heads in self.split])
-        x_q, x_k, x_v = kernel.shorten_tokens(x, count)
-        parts = ((x_q, of_q), (x_k, of_k), (x_v, of_v[0] if of_v else of_k))
-        return [rearrange(linear(part, weight), "b n (h d) -> b h n d", d=self.dim_head) for part, weight in parts]
+        q, short_k, short_v = kernel.map_and_shorten(x, of_q, count)
+        parts = (q, linear(short_k, of_k), linear(short_v, of_v[0] if of_v else of_k))
+        return [rearrange(part, "b n (h d) -> b h n d", d=self.dim_head) for part in parts]
 
     def project_apart(self, x: Tensor, count: int | None) -> tuple[Tensor, ...]:
         """Maps tokens (b n c) to all heads of queries (b n c'), keys and values, where asked for of the first queries.

@@ -20,7 +20,8 @@ COPIED = 2**28
 MOST_OPERANDS = 2**28
 aten = torch.ops.aten
 # The place of the left factor among the arguments.
-PRODUCTS = {aten.mm: 0, aten.addmm: 1, aten.bmm: 0, aten.baddbmm: 1}
+ADDED = (aten.addmm, aten.addmm_, aten.addbmm, aten.addbmm_, aten.baddbmm, aten.baddbmm_)
+PRODUCTS = {aten.mm: 0, aten.bmm: 0, **dict.fromkeys(ADDED, 1)}
 
 
 @dataclass(frozen=True)
