@@ -97,15 +97,13 @@ def test_vit_costs_its_projections_its_pairs_and_its_shell() -> None:
     assert summary(net) == {"parameters": parameters(net), "tokens": 65, "flops": flops}
 
 
-def test_vil_makes_keys_and_values_of_shortened_tokens() -> None:
+def test_vil_makes_keys_and_values_of_shortened_tokens_and_none_for_the_class_token_alone() -> None:
     net = ViL(image_size=8, rank=16)
-    n = net.tokens.count
-
-    def attention(queries: int) -> int:
-        of_queries = 2 * queries * 128 * 2 * 128 + 2 * queries * 16 * 2 * 128
-        return of_queries + 2 * n * 16 * 128 + 2 * 16 * 128 * 2 * 128
-
-    assert summary(net)["flops"] == shell(net) + 3 * attention(n) + attention(1)
+    n, projection = net.tokens.count, 2 * 128 * 128
+    of_all = n * 2 * projection + 2 * n * 16 * 2 * 128 + 2 * n * 16 * 128 + 16 * 2 * projection
+    # Its four heads ask the tokens, as each other's matrices see them, through both projections and both matrices.
+    of_one = 4 * projection + 2 * (2 * n * 4 * 128) + 2 * (2 * n * 4 * 16)
+    assert summary(net)["flops"] == shell(net) + 3 * of_all + of_one
 
 
 def test_fnet_costs_its_shell_and_a_transform_a_block() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from einops import rearrange
 from torch.testing import assert_close
 
 from tests import reference
@@ -55,28 +56,40 @@ def test_values_have_a_matrix_of_their_own_if_not_shared() -> None:
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("count", [None, 1, 5, 13])
-def test_tokens_are_mapped_beside_being_shortened_and_gradients_join(share: bool, count: int | None) -> None:
-    kernel = Linformer(AttentionSpec(2, 8, ODD, ODD), rank=4, share_projection=share).double()
+@pytest.mark.parametrize("sizes", [(16, 16, 16), (16, 16), (16, 8, 8), (16, 8)], ids=str)
+@pytest.mark.parametrize("count", [None, 1, 2, 5, 13])
+def test_tokens_attend_as_their_queries_keys_and_values_do_and_gradients_join(
+    share: bool, sizes: tuple[int, ...], count: int | None
+) -> None:
+    kernel = Linformer(AttentionSpec(2, 8, ODD, ODD), rank=9, share_projection=share).double()
     x = torch.randn(3, ODD.count, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(sum(sizes), 6, dtype=torch.float64, requires_grad=True)
 
-    def join(x: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return kernel.map_and_shorten(x, weight, count)
+    def join(x: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return kernel.from_tokens(x, weight, sizes, count)
 
     matrices = [*kernel.parameters()]
-    expected = (x[:, :count] @ weight.mT, *(matrix.mT @ x for matrix in (matrices[0], matrices[-1])))
-    assert_close(join(x, weight), expected)
+    heads = [rearrange(x @ rows.mT, "b n (h d) -> b h n d", d=8) for rows in weight.split(sizes)]
+    q, k, v = (part.expand(-1, 2, -1, -1) for part in (heads[0][..., :count, :], heads[1], heads[-1]))
+    expected = reference.linformer(q, k, v, matrices[0], matrices[-1])
+    out = join(x, weight)
+    assert_close(out, expected)
     assert torch.autograd.gradcheck(join, (x, weight, *matrices))
     # Whatever is not asked for, the rest is right: tokens or weights without a gradient, a matrix that is frozen.
-    cotangents = [torch.randn_like(part) for part in expected]
-    wanted = torch.autograd.grad(expected, [x, weight, *matrices], cotangents)
-    assert_close(torch.autograd.grad(join(x.detach(), weight.detach()), matrices, cotangents), wanted[2:])
+    cotangent = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, [x, weight, *matrices], cotangent)
+    assert_close(torch.autograd.grad(join(x.detach(), weight.detach()), matrices, cotangent), wanted[2:])
     kernel.requires_grad_(False)
-    # The gradients that come in stay what they are, whoever else reads them.
-    before = [cotangent.clone() for cotangent in cotangents]
-    assert_close(torch.autograd.grad(join(x, weight), [x, weight], cotangents), wanted[:2])
-    assert_close(cotangents, before)
+    assert_close(torch.autograd.grad(join(x, weight), [x, weight], cotangent), wanted[:2])
+
+
+def test_few_queries_drop_weights_in_training() -> None:
+    kernel = Linformer(AttentionSpec(2, 8, ODD, ODD), rank=9, dropout=0.5).double()
+    x, weight = torch.randn(1, ODD.count, 6).double(), torch.randn(48, 6).double()
+    given = (x, weight, (16, 16, 16), 1)
+    assert not torch.equal(kernel.from_tokens(*given), kernel.from_tokens(*given))
+    kernel.eval()
+    assert torch.equal(kernel.from_tokens(*given), kernel.from_tokens(*given))
 
 
 def test_projection_starts_uniform_within_the_published_bound() -> None:

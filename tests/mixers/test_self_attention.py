@@ -123,11 +123,12 @@ def test_a_kernel_is_told_its_place(kernel: type[Attention]) -> None:
     "options", [{}, {"share_kv": True}, {"one_kv_head": True, "share_kv": True, "dim_head": 16}], ids=str
 )
 @pytest.mark.parametrize("share_projection", [True, False])
+@pytest.mark.parametrize("rank", [3, 9])
 @pytest.mark.parametrize("count", [None, 1, 2])
 def test_shortening_tokens_before_they_are_keys_changes_nothing_but_the_work(
-    options: dict[str, Any], share_projection: bool, count: int | None
+    options: dict[str, Any], share_projection: bool, rank: int, count: int | None
 ) -> None:
-    mixer, x = attend(attention=partial(Linformer, rank=3, share_projection=share_projection), **options)
+    mixer, x = attend(attention=partial(Linformer, rank=rank, share_projection=share_projection), **options)
     assert mixer.shortening() is mixer.attention
     inputs = [x.requires_grad_(), *mixer.parameters()]
     out = mixer(x, TOKENS) if count is None else mixer.first(x, TOKENS, count)

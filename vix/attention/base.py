@@ -4,10 +4,11 @@ Shapes: b batch, h heads, n query tokens, m key tokens, d key width per head, e 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from vix.layers import linear
@@ -82,12 +83,24 @@ class ShorteningAttention(Attention):
     def shorten(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Maps keys (... m c) and values (... m c), or what they are made of, to (... r c) each."""
 
-    def map_and_shorten(self, x: Tensor, weight: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps the first of tokens (b m c), by weights (c' c), to (b count c'), and shortens all to (b r c), twice.
+    def from_tokens(self, x: Tensor, weight: Tensor, sizes: Sequence[int], count: int | None) -> Tensor:
+        """Maps tokens (b m c) to what the first of them ask for (b h count e), in the order that is least work.
 
-        Of one function both are, since a kernel may join their gradients.
+        Args:
+            x: The tokens.
+            weight: Weights (p c) whose rows make the queries, the keys and the values of all heads.
+            sizes: How many rows each has; without any for the values, they are the keys.
+            count: How many of the tokens ask; None for all.
         """
-        return linear(x[:, :count], weight), *self.shorten(x, x)
+        of_q, of_k, *of_v = weight.split(sizes)
+        short_k, short_v = self.shorten(x, x)
+        return self.attend_side_by_side(
+            linear(x[:, :count], of_q), linear(short_k, of_k), linear(short_v, of_v[0] if of_v else of_k)
+        )
+
+    def attend_side_by_side(self, *parts: Tensor) -> Tensor:
+        """Maps queries (b n p) and shortened keys and values (b r p), heads beside each other, to (b h n e)."""
+        return self.attend(*(rearrange(part, "b n (h d) -> b h n d", d=self.spec.head_dim) for part in parts))
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

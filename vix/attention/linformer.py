@@ -4,6 +4,7 @@ Source: Wang et al., "Linformer: Self-Attention with Linear Complexity", 2020, a
 Cost per head: O((n + m) r (d + e)) time and O(n + r (d + e)) memory; r is the paper's k (k means keys here).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vix.attention.base import AttentionSpec, ShorteningAttention
-from vix.layers import check_counts, check_rates, map_rows, weight_gradient
+from vix.layers import check_counts, check_rates, linear, map_rows, weight_gradient, widen
 from vix.resample import resample_sum
 
 
@@ -22,38 +23,90 @@ def mixed(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(matrix.mT.expand(x.shape[0], -1, -1), x) if x.ndim == 3 else matrix.mT @ x
 
 
-class MapAndMix(torch.autograd.Function):
-    """Maps each token and mixes all of them, so that both gradients join within a product."""
+def find(x: Tensor, asked: Tensor, of_keys: Tensor, of_values: Tensor) -> tuple[Tensor, ...]:
+    """Attends to shortened tokens without shortening them: (E^T x) a = E^T (x a), and no product is wider than a.
+
+    Args:
+        x: The tokens (b m c).
+        asked: What each head of each query looks for in a token (b a c).
+        of_keys: The keys' matrix (m r).
+        of_values: The values' matrix (m r).
+
+    Returns:
+        The logits (b m a) of tokens, the weights (b r a) of shortened ones, those (b m a) of tokens and what these
+        weigh (b a c).
+    """
+    logits = x @ asked.mT
+    weights = torch.einsum("mr,bma->bra", of_keys, logits).softmax(dim=-2)
+    shares = torch.einsum("mr,bra->bma", of_values, weights)
+    return logits, weights, shares, shares.mT @ x
+
+
+class Find(torch.autograd.Function):
+    """What `find` finds, so that both gradients of the tokens come from one product."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, count: int | None, *matrices: Tensor) -> tuple[Tensor, ...]:
-        """Maps the first of (b m c), by weights (c' c), to (b count c') and all, by each (m r), to (b r c)."""
-        ctx.save_for_backward(x, weight, *matrices)
-        return map_rows(x[:, :count], weight), *(mixed(matrix, x) for matrix in matrices)
+    def forward(ctx: Any, x: Tensor, asked: Tensor, of_keys: Tensor, of_values: Tensor) -> Tensor:
+        """Maps (b m c), (b a c) and two matrices (m r) to (b a c)."""
+        *made, found = find(x, asked, of_keys, of_values)
+        ctx.save_for_backward(x, asked, of_keys, of_values, *made)
+        return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *grads_mixed: Tensor) -> tuple[Tensor | None, ...]:
-        """Maps the gradients of what came out to those of the tokens, the weights and the matrices."""
-        x, weight, *matrices = ctx.saved_tensors
-        of_x, of_weight, _, *of_matrices = ctx.needs_input_grad
-        first, grad_x = x[:, : grad.shape[1]], None
-        if of_x:
-            grad_x = map_rows(grad, weight.mT)
-            if grad_x.shape != x.shape:
-                grad_x = functional.pad(grad_x, (0, 0, 0, x.shape[1] - grad_x.shape[1]))
-            for matrix, grad_mixed in zip(matrices, grads_mixed, strict=True):
-                # In place, which a gradient from outside could not be.
-                grad_x.baddbmm_(matrix.expand(len(x), -1, -1), grad_mixed)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        """Maps the gradient (b a c) of what was found to those of the four."""
+        x, asked, of_keys, of_values, logits, weights, shares = ctx.saved_tensors
+        grad_shares = x @ grad.mT
+        grad_weights = torch.einsum("mr,bma->bra", of_values, grad_shares) * weights
+        grad_short = grad_weights - weights * grad_weights.sum(dim=-2, keepdim=True)
+        grad_logits = torch.einsum("mr,bra->bma", of_keys, grad_short)
         return (
-            grad_x,
-            weight_gradient(grad.flatten(0, 1), first.flatten(0, 1)) if of_weight else None,
-            None,
-            *(
-                torch.addbmm(matrix, x, grad_mixed.mT, beta=0) if asked else None
-                for asked, matrix, grad_mixed in zip(of_matrices, matrices, grads_mixed, strict=True)
-            ),
+            torch.cat([grad_logits, shares], dim=-1) @ torch.cat([asked, grad], dim=-2),
+            grad_logits.mT @ x,
+            torch.einsum("bma,bra->mr", logits, grad_short),
+            torch.einsum("bma,bra->mr", grad_shares, weights),
         )
+
+
+class Project(torch.autograd.Function):
+    """Queries of tokens, and keys and values of shortened tokens, so that both gradients join within a product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, queries: int, *matrices: Tensor) -> tuple[Tensor, ...]:
+        """Maps (b m c), by the first rows of weights (p c), to (b m queries).
+
+        Shortened by each matrix (m r), they go through an equal share of the other rows to (b r share).
+        """
+        of_q, others = weight[:queries], weight[queries:].chunk(len(matrices))
+        short = [mixed(matrix, x) for matrix in matrices]
+        ctx.save_for_backward(x, weight, *matrices, *short)
+        ctx.queries = queries
+        return map_rows(x, of_q), *map(functional.linear, short, others)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Maps the gradients of what came out to those of the tokens, the weights and the matrices."""
+        x, weight, *kept = ctx.saved_tensors
+        matrices, short = kept[: len(grads)], kept[len(grads) :]
+        of_x, of_weight, _, *of_matrices = ctx.needs_input_grad
+        of_q, others = weight[: ctx.queries], weight[ctx.queries :].chunk(len(grads))
+        grads_short = [of_part @ part for of_part, part in zip(grads, others, strict=True)]
+        grad_x = grad_weight = None
+        if of_x:
+            grad_x = map_rows(grad, of_q.mT)
+            for matrix, grad_short in zip(matrices, grads_short, strict=True):
+                # In place, which a gradient from outside could not be.
+                grad_x.baddbmm_(matrix.expand(len(x), -1, -1), grad_short)
+        if of_weight:
+            pairs = ((grad, x), *zip(grads, short, strict=True))
+            grad_weight = torch.cat([weight_gradient(out.flatten(0, 1), part.flatten(0, 1)) for out, part in pairs])
+        grads_matrices = (
+            torch.addbmm(matrix, x, grad_short.mT, beta=0) if asked else None
+            for asked, matrix, grad_short in zip(of_matrices, matrices, grads_short, strict=True)
+        )
+        return grad_x, grad_weight, None, *grads_matrices
 
 
 class Linformer(ShorteningAttention):
@@ -108,19 +161,36 @@ class Linformer(ShorteningAttention):
             return short_k, short_k
         return short_k, mixed(self.project_keys if self.project_values is None else self.project_values, v)
 
-    def map_and_shorten(self, x: Tensor, weight: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps the first of tokens (b m c), by weights (c' c), to (b count c') and shortens all to two (b r c).
+    def from_tokens(self, x: Tensor, weight: Tensor, sizes: Sequence[int], count: int | None) -> Tensor:
+        """Maps tokens (b m c) to what the first of them ask for (b h count e), in the order that is least work.
 
         Raises:
             ValueError: If the number of tokens is not the one that it was built for.
         """
-        # A compiler joins gradients itself, and under autocast the products' dtype is not the tokens'.
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
-            return super().map_and_shorten(x, weight, count)
         self.check_keys(x)
-        matrices = [self.project_keys] if self.project_values is None else [self.project_keys, self.project_values]
-        mapped, *short = MapAndMix.apply(x, weight, count, *matrices)
-        return mapped, short[0], short[-1]
+        wide = x.dtype == widen(x).dtype and not torch.is_autocast_enabled(x.device.type)
+        drops = self.training and self.dropout > 0
+        # Else softmax would be of half-precision logits, which fused attention never rounds.
+        if count is not None and 2 * self.spec.heads * count < self.project_keys.shape[1] and wide and not drops:
+            return self.for_few(x, x[:, :count], weight.split(sizes))
+        own_values = self.project_values is not None
+        # A compiler joins gradients itself, and under autocast the products' dtype is not the tokens'.
+        if count is not None or torch.compiler.is_compiling() or not wide or (own_values and len(sizes) == 2):
+            return super().from_tokens(x, weight, sizes, count)
+        q, *rest = Project.apply(x, weight, sizes[0], *self.parameters())
+        k, *v = rest if own_values else rest[0].split(sizes[1:], dim=-1)
+        return self.attend_side_by_side(q, k, v[0] if v else k)
+
+    def for_few(self, x: Tensor, few: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Does the same for few (b count c), where what their heads ask has fewer rows than what is shortened."""
+        of_q, of_k, *of_v = (weight.unflatten(0, (-1, self.spec.head_dim)) for weight in weights)
+        q = linear(few, weights[0]).unflatten(-1, of_q.shape[:2])
+        # One head of keys serves all queries.
+        of_k, out = (part.expand(len(of_q), -1, -1) for part in (of_k, of_v[0] if of_v else of_k))
+        asked = torch.einsum("bthd,hdc->bhtc", q * q.shape[-1] ** -0.5, of_k).flatten(1, 2)
+        matrices = (self.project_keys, self.project_keys if self.project_values is None else self.project_values)
+        found = find(x, asked, *matrices)[-1] if torch.compiler.is_compiling() else Find.apply(x, asked, *matrices)
+        return torch.einsum("bhtc,hdc->bhtd", found.unflatten(1, (len(of_q), -1)), out)
 
     def check_keys(self, k: Tensor) -> None:
         """Refuses (... m c) with another m than that of the projection."""

@@ -75,13 +75,6 @@ class SelfAttention(Mixer):
         wide = 2 * sum(self.split[1:]) * self.dim_head > self.project.in_features
         return kernel if wide and not has_hooks(kernel) else None
 
-    def project_shortened(self, x: Tensor, kernel: ShorteningAttention, count: int | None) -> list[Tensor]:
-        """Maps tokens (b n c) to queries (b h n d), or the first of them, and shortened keys and values (b h r d)."""
-        of_q, of_k, *of_v = self.project.weight.split([heads * self.dim_head for heads in self.split])
-        q, short_k, short_v = kernel.map_and_shorten(x, of_q, count)
-        parts = (q, linear(short_k, of_k), linear(short_v, of_v[0] if of_v else of_k))
-        return [rearrange(part, "b n (h d) -> b h n d", d=self.dim_head) for part in parts]
-
     def project_apart(self, x: Tensor, count: int | None) -> tuple[Tensor, ...]:
         """Maps tokens (b n c) to all heads of queries (b n c'), keys and values, where asked for of the first queries.
 
@@ -110,7 +103,7 @@ class SelfAttention(Mixer):
         """Maps (b n c) to (b n c), or to the first tokens."""
         kernel = self.shortening()
         if kernel is not None:
-            out = kernel.attend(*self.project_shortened(x, kernel, count))
+            out = kernel.from_tokens(x, self.project.weight, [heads * self.dim_head for heads in self.split], count)
             return self.dropout(self.output(rearrange(out, "b h n d -> b n (h d)")))
         q, k, *own_v = (
             rearrange(part, "b n (h d) -> b h n d", d=self.dim_head) for part in self.project_apart(x, count)
