@@ -21,7 +21,7 @@ from vix.layers import check_counts, full_precision, has_onednn, widen
 MOST_LANDMARKS = 64
 """By default, as published."""
 KEEP_POWERS = 128
-"""Landmarks from which on S^2 - 3.5 S is kept and backward goes by it: a product costs the cube of what is kept."""
+"""Landmarks from which on S^2 - 3.5 S is kept, not made again in backward: a product costs the cube of what is kept."""
 
 
 def inverse_times(s: Tensor, block: Tensor, iterations: int, kept: list[Tensor] | None = None) -> Tensor:
