@@ -101,7 +101,7 @@ def test_vil_makes_keys_and_values_of_shortened_tokens_and_none_for_the_class_to
     net = ViL(image_size=8, rank=16)
     n, projection = net.tokens.count, 2 * 128 * 128
     of_all = n * 2 * projection + 2 * n * 16 * 2 * 128 + 2 * n * 16 * 128 + 16 * 2 * projection
-    # Its four heads ask the tokens, as each other's matrices see them, through both projections and both matrices.
+    # A row a head goes through weights, tokens and matrix for the keys, and back through all three for the values.
     of_one = 4 * projection + 2 * (2 * n * 4 * 128) + 2 * (2 * n * 4 * 16)
     assert summary(net)["flops"] == shell(net) + 3 * of_all + of_one
 

@@ -170,8 +170,9 @@ class Linformer(ShorteningAttention):
         self.check_keys(x)
         wide = x.dtype == widen(x).dtype and not torch.is_autocast_enabled(x.device.type)
         drops = self.training and self.dropout > 0
-        # Else softmax would be of half-precision logits, which fused attention never rounds.
-        if count is not None and 2 * self.spec.heads * count < self.project_keys.shape[1] and wide and not drops:
+        fewer_rows = count is not None and 2 * self.spec.heads * count < self.project_keys.shape[1]
+        # Fused attention, unlike this, rounds no logits to half precision, and drops weights.
+        if fewer_rows and wide and not drops:
             return self.for_few(x, x[:, :count], weight.split(sizes))
         own_values = self.project_values is not None
         # A compiler joins gradients itself, and under autocast the products' dtype is not the tokens'.
